@@ -1,0 +1,324 @@
+"""The verbs. Each one turns its flags into overrides and hands the composed settings to `scidiff.api`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scidiff.cli import feedback
+from scidiff.core.errors import ScidiffError, UsageError
+
+app = typer.Typer(
+    name="scidiff",
+    help="Generative models for science: molecules, graphs, crystals, medical images, PDEs.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    epilog="Settings are written key=value and win over flags; 'scidiff show VERB' lists them. --debug shows tracebacks.",
+)
+
+Words = Annotated[list[str] | None, typer.Argument(metavar="[DOMAIN] [KEY=VALUE]...", show_default=False)]
+From = Annotated[str | None, typer.Option("--from", help="shipped model, run, checkpoint or org/name (from)")]
+Seed = Annotated[int | None, typer.Option(help="sample i depends on (seed, i) alone (seed)")]
+Steps = Annotated[int | None, typer.Option(help="network calls a sample (sampling.steps)")]
+Out = Annotated[str | None, typer.Option(help="folder of the results (out)")]
+Resume = Annotated[str | None, typer.Option(metavar="DIR", help="continue this run (resume)")]
+Only = Annotated[list[str] | None, typer.Option(metavar="ID", help="draw these samples alone, s0007 (sampling.only)")]
+Condition = Annotated[list[str] | None, typer.Option(metavar="K=V", help="what is wanted; repeatable (condition.K)")]
+Guide = Annotated[float | None, typer.Option(help="strength of the condition (guidance=cfg guidance.weight)")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda (device)")]
+Batch = Annotated[int | None, typer.Option(help="samples computed together (sampling.chunk)")]
+Many = Annotated[bool, typer.Option("-m", "--multirun", help="run every combination of values a,b (sweep)")]
+Dry = Annotated[bool, typer.Option("--dry-run", help="print the composed settings and stop")]
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import scidiff
+        from scidiff.store.run import git_commit
+
+        commit = git_commit()
+        print(f"scidiff {scidiff.__version__}" + (f" ({commit})" if commit else ""))
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+    debug: Debug = False,
+) -> None:
+    """Generative models for science: molecules, graphs, crystals, medical images, PDEs."""
+
+
+@app.command()
+def generate(
+    words: Words = None,
+    num: Annotated[int | None, typer.Option("-n", "--num", help="samples to draw (sampling.num)")] = None,
+    source: From = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    out: Out = None,
+    resume: Resume = None,
+    only: Only = None,
+    num_atoms: Annotated[str | None, typer.Option(metavar="4-9", help="size of a sample (sampling.sizes)")] = None,
+    condition: Condition = None,
+    guide: Guide = None,
+    device: Device = None,
+    batch: Batch = None,
+    multirun: Many = False,
+    dry_run: Dry = False,
+    debug: Debug = False,
+) -> None:
+    """Draw samples from a trained model: scidiff generate molecule -n 100"""
+    from scidiff.cli import overrides as o
+    from scidiff.cli.work import domain_words, resumed, work
+
+    bare, settings = o.split_words(words)
+    flags = {
+        "sampling.num": o.positive("-n", num),
+        "seed": seed,
+        "sampling.steps": o.positive("--steps", steps),
+        "sampling.sizes": o.sizes(num_atoms),
+        "sampling.chunk": o.positive("--batch", batch),
+    }
+    asked = [*o.conditions(condition), *o.guide(guide), *o.assign(flags)]
+    if resume is not None:
+        more = [*bare, *asked, *settings, *(["--from"] if source else []), *(["-m"] if multirun else [])]
+        work("generate", resumed("generate", resume, more, only=o.sample_ids(only), out=out, device=device), dry_run)
+        return
+    words = [*domain_words("generate", bare, settings, source), *asked]
+    words += o.assign({"out": out, "device": device, "sampling.only": o.sample_ids(only)})
+    work("generate", [*words, *settings], dry_run, multirun)
+
+
+@app.command()
+def reconstruct(
+    words: Annotated[list[str] | None, typer.Argument(metavar="INPUT [KEY=VALUE]...", show_default=False)] = None,
+    operator: Annotated[str | None, typer.Option(help="how it was measured (operator)")] = None,
+    views: Annotated[int | None, typer.Option(help="projections of a tomograph (operator.views)")] = None,
+    posterior: Annotated[str | None, typer.Option(help="how the measurement is used (posterior)")] = None,
+    samples: Annotated[int | None, typer.Option("-n", "--samples", help="samples to draw (sampling.num)")] = None,
+    source: From = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    out: Out = None,
+    device: Device = None,
+    batch: Batch = None,
+    multirun: Many = False,
+    dry_run: Dry = False,
+    debug: Debug = False,
+) -> None:
+    """Reconstruct from a measurement, where a domain offers it: scidiff reconstruct scan.nii.gz --operator ct_sparse"""
+    from scidiff.cli import overrides as o
+    from scidiff.cli.work import offered, one_path, work
+
+    bare, settings = o.split_words(words)
+    domain = offered("reconstruct", settings)
+    flags = {
+        "input": one_path("reconstruct", bare),
+        "domain": domain,
+        "operator": operator,
+        "operator.views": o.positive("--views", views),
+        "posterior": posterior,
+        "sampling.num": o.positive("-n", samples),
+        "from": source,
+        "seed": seed,
+        "sampling.steps": o.positive("--steps", steps),
+        "out": out,
+        "device": device,
+        "sampling.chunk": o.positive("--batch", batch),
+    }
+    work("reconstruct", [*o.assign(flags), *settings], dry_run, multirun)
+
+
+@app.command()
+def rollout(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[MODEL] [KEY=VALUE]...", show_default=False)] = None,
+    members: Annotated[int | None, typer.Option("-n", "--members", help="size of the ensemble (sampling.num)")] = None,
+    steps: Annotated[int | None, typer.Option(help="time steps (sampling.length)")] = None,
+    init: Annotated[str | None, typer.Option(help="file with the first state (init)")] = None,
+    seed: Seed = None,
+    out: Out = None,
+    device: Device = None,
+    multirun: Many = False,
+    dry_run: Dry = False,
+    debug: Debug = False,
+) -> None:
+    """Roll a model out in time, where a domain offers it: scidiff rollout ks --members 16"""
+    from scidiff.cli import overrides as o
+    from scidiff.cli.work import offered, work
+
+    bare, settings = o.split_words(words)
+    domain = offered("rollout", settings)
+    if len(bare) > 1:
+        raise UsageError(f"'rollout' takes one model, not {', '.join(bare)}.")
+    flags = {
+        "domain": domain,
+        "from": bare[0] if bare else None,
+        "sampling.num": o.positive("--members", members),
+        "sampling.length": o.positive("--steps", steps),
+        "init": init,
+        "seed": seed,
+        "out": out,
+        "device": device,
+    }
+    work("rollout", [*o.assign(flags), *settings], dry_run, multirun)
+
+
+@app.command()
+def train(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT] [KEY=VALUE]...", show_default=False)] = None,
+    seed: Seed = None,
+    out: Out = None,
+    resume: Resume = None,
+    device: Device = None,
+    multirun: Many = False,
+    dry_run: Dry = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model: scidiff train experiment=qm9_flow, or -m seed=1,2 for a sweep"""
+    from scidiff.cli import overrides as o
+    from scidiff.cli.work import resumed, work
+
+    bare, settings = o.split_words(words)
+    if len(bare) > 1:
+        raise UsageError(f"'train' takes one experiment, not {', '.join(bare)}.")
+    asked = o.assign({"experiment": bare[0] if bare else None, "seed": seed})
+    if resume is not None:
+        more = [*asked, *settings, *(["--out"] if out else []), *(["-m"] if multirun else [])]
+        work("train", resumed("train", resume, more, device=device), dry_run)
+        return
+    work("train", [*asked, *o.assign({"out": out, "device": device}), *settings], dry_run, multirun)
+
+
+@app.command()
+def evaluate(
+    words: Annotated[list[str] | None, typer.Argument(metavar="PATH [KEY=VALUE]...", show_default=False)] = None,
+    reference: Annotated[str | None, typer.Option(help="data set to compare with (reference)")] = None,
+    num: Annotated[int | None, typer.Option("-n", "--num", help="use the first so many (sampling.num)")] = None,
+    publish: Annotated[bool, typer.Option("--publish", help="write benchmarks/RESULTS.md anew (publish)")] = False,
+    out: Out = None,
+    seed: Seed = None,
+    device: Device = None,
+    dry_run: Dry = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a run, a file or a folder of samples: scidiff evaluate my.smi --reference qm9"""
+    from scidiff.cli import overrides as o
+    from scidiff.cli.work import judged, one_path, work
+
+    bare, settings = o.split_words(words)
+    path = None if publish and not bare else one_path("evaluate", bare)
+    flags = {
+        "path": path,
+        "reference": reference,
+        "publish": True if publish else None,
+        "sampling.num": o.positive("-n", num),
+        "out": out,
+        "seed": seed,
+        "device": device,
+    }
+    work("evaluate", [*judged(path, reference, settings), *o.assign(flags), *settings], dry_run)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", show_default=False)] = None,
+    debug: Debug = False,
+) -> None:
+    """What there is: domains, data, backbones, processes, objectives, solvers, guidance, experiments, models"""
+    from scidiff.cli.catalog import list_kind, overview
+
+    overview() if kind is None else list_kind(kind)
+
+
+@app.command()
+def show(
+    what: Annotated[str, typer.Argument(metavar="VERB|GROUP/NAME", show_default=False)],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)] = None,
+    debug: Debug = False,
+) -> None:
+    """The settings of a verb, each with the file it comes from: scidiff show generate domain=molecule"""
+    from scidiff.cli.catalog import show_option, show_verb
+
+    show_option(what) if "/" in what else show_verb(what, words or [])
+
+
+@app.command()
+def copy(
+    what: Annotated[str, typer.Argument(metavar="GROUP/NAME", show_default=False)],
+    to: Annotated[str, typer.Argument(metavar="FOLDER", show_default=False)],
+    force: Annotated[bool, typer.Option("--force", help="replace a file that is there")] = False,
+    debug: Debug = False,
+) -> None:
+    """Copy a config to change it: scidiff copy experiment/qm9_flow ."""
+    from scidiff.cli.catalog import copy_option
+
+    copy_option(what, Path(to), force)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="DATA", show_default=False)],
+    debug: Debug = False,
+) -> None:
+    """Bring a data set into the cache: scidiff fetch qm9"""
+    from scidiff.cli.work import bring
+
+    bring(name)
+
+
+@app.command()
+def doctor(debug: Debug = False) -> None:
+    """Versions, optional libraries, GPU, cache and data folders of this machine"""
+    from scidiff.cli.doctor import examine
+
+    examine()
+
+
+@app.command()
+def new(
+    what: Annotated[str, typer.Argument(metavar="domain", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
+    into: Annotated[str, typer.Option(help="folder that receives the package")] = ".",
+    debug: Debug = False,
+) -> None:
+    """Write a working package for a domain of your own: scidiff new domain toy"""
+    from scidiff.cli.new import KINDS, create
+
+    if what not in KINDS:
+        raise UsageError(f"'new' cannot write a {what!r}.", f"It writes: {', '.join(KINDS)}.")
+    create(what, name, Path(into))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command and returns its exit code."""
+    debug = "--debug" in arguments
+    feedback.show_log()
+    command: Any = typer.main.get_command(app)
+    try:
+        code = command.main(arguments, prog_name="scidiff", standalone_mode=False)
+    except KeyboardInterrupt:
+        return feedback.fail(feedback.Interrupted("Interrupted."), debug)
+    except BrokenPipeError:  # `scidiff list | head`
+        sys.stderr.close()
+        return 0
+    except ScidiffError as error:
+        return feedback.fail(error, debug)
+    except Exception as error:  # the outermost frame: every defect becomes one sentence, --debug has the rest
+        return feedback.fail(error, debug)
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """Entry point of the command `scidiff`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

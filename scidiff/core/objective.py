@@ -1,0 +1,171 @@
+"""Objectives: what is minimised. The standard one is coupling + time sampler + weighting + the paths' own losses.
+
+    loss = mean_b sum_k w_k weight(t_b) L_k(prediction, x0, x_t, t_b)
+
+Any callable `loss(denoiser, (state, ctx), run) -> (loss, metrics)` is an objective. Random numbers come from the run's
+counter noise, keyed by (seed, sample id, step), so an interrupted training repeats exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from scidiff.core.denoiser import MEMORY, Denoiser
+from scidiff.core.errors import ScidiffError
+from scidiff.core.path.base import Corrupted
+from scidiff.core.run import Run, hash_text, mix_int
+from scidiff.core.spec import Context, State, StateSpec
+
+Batch = tuple[State, Context]
+
+
+class Objective(Protocol):
+    """What training minimises."""
+
+    def loss(self, denoiser: Denoiser, batch: Batch, run: Run) -> tuple[Tensor, dict[str, Tensor]]:
+        """A scalar with gradient and detached scalars to log."""
+        ...
+
+
+@dataclass(frozen=True)
+class UniformTime:
+    """t ~ U(low, high)."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * u
+
+
+@dataclass(frozen=True)
+class BetaTime:
+    """t = (1 - u)^power: power 2 is Beta(1/2, 1) read from the source side, dense near the data.
+
+    The clean-side emphasis of discrete flows (graph.md 4.3: 2u - u^2 with data at 1) is power 2 here.
+    """
+
+    power: float = 2.0
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return (1.0 - u) ** self.power
+
+
+@dataclass(frozen=True)
+class LogitNormalTime:
+    """t = sigmoid(mean + std n), n ~ N(0, 1) (Esser et al. 2024, arXiv 2403.03206)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+
+
+@dataclass(frozen=True)
+class ModeTime:
+    """t = 1 - u - s (cos^2(pi u / 2) - 1 + u) (Esser et al. 2024, arXiv 2403.03206)."""
+
+    scale: float = 1.29
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return 1 - u - self.scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)
+
+
+@dataclass(frozen=True)
+class ShiftedTime:
+    """t' = a t / (1 + (a - 1) t) on top of another law: a = sqrt(n_new / n_old) for a larger resolution."""
+
+    base: UniformTime | LogitNormalTime | ModeTime
+    shift: float = 1.0
+
+    def __call__(self, u: Tensor) -> Tensor:
+        t = self.base(u)
+        return self.shift * t / (1 + (self.shift - 1) * t)
+
+
+@dataclass(frozen=True)
+class LogNormalSigmaTime:
+    """sigma = exp(mean + std n) on the EDM clock (t = sigma / sigma_max is the path's own map)."""
+
+    mean: float = -1.2
+    std: float = 1.2
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __call__(self, u: Tensor) -> Tensor:
+        sigma = torch.exp(self.mean + self.std * torch.special.ndtri(u))
+        return sigma.clamp(self.sigma_min, self.sigma_max) / self.sigma_max
+
+
+class StandardObjective:
+    """Coupling, one time per sample, and the weighted sum of the components' losses.
+
+    weights: component -> factor (default 1). drop_condition: chance that a sample's conditions are absent (guidance
+    without classifier). self_condition: chance that a step sees its own first estimate. stratified: the times of a
+    batch cover [0, 1) evenly (lower variance, same law).
+    """
+
+    def __init__(self, spec: StateSpec, time: object | None = None, weights: Mapping[str, float] | None = None,
+                 coupling: object | None = None, drop_condition: float = 0.0, self_condition: float = 0.5,
+                 stratified: bool = True) -> None:
+        unknown = set(weights or {}) - set(spec)
+        if unknown:
+            raise ScidiffError(f"The objective weighs unknown components: {', '.join(sorted(unknown))}.")
+        self.spec, self.time, self.coupling = spec, time or UniformTime(), coupling
+        self.weights = {n: float((weights or {}).get(n, 1.0)) for n in spec}
+        self.drop_condition, self.self_condition, self.stratified = drop_condition, self_condition, stratified
+
+    def times(self, ctx: Context, run: Run) -> Tensor:
+        """One time per sample, float64 [B]."""
+        u = run.noise("", "time", (1,), ctx, "uniform")[:, 0]
+        if self.stratified:
+            offset = mix_int(hash_text("strata") ^ mix_int(run.seed) ^ run.step) / 2.0**64
+            place = torch.arange(ctx.batch, device=u.device, dtype=torch.float64)
+            u = ((place + offset * ctx.batch) % ctx.batch + u) / ctx.batch
+        t = self.time(u.clamp(1e-7, 1 - 1e-7))  # type: ignore[operator]
+        low = max(c.path.bounds[0] for c in self.spec.values())
+        high = min(c.path.bounds[1] for c in self.spec.values())
+        return t.clamp(low, high)
+
+    def corrupt(self, state: State, t: Tensor, ctx: Context, run: Run) -> dict[str, Corrupted]:
+        """Every component at time t."""
+        out = {}
+        for name, c in self.spec.items():
+            site = ctx.at(name, c)
+            noise = run.handle(site)
+            x1 = None
+            if self.coupling is not None and not c.space.categorical:
+                x1 = self.coupling(state[name], c.path.source(site, noise), ctx)  # type: ignore[operator]
+            out[name] = c.path.corrupt(state[name], t, site, noise, x1)
+        return out
+
+    def loss(self, denoiser: Denoiser, batch: Batch, run: Run) -> tuple[Tensor, dict[str, Tensor]]:
+        state, ctx = batch
+        if self.drop_condition > 0 and ctx.cond:
+            keep = run.noise("", "drop", (1,), ctx, "uniform")[:, 0] >= self.drop_condition
+            ctx = ctx.take(torch.arange(ctx.batch, device=ctx.device))
+            ctx.cond = {k: (v, p & keep) for k, (v, p) in ctx.cond.items()}
+        t = self.times(ctx, run)
+        noised = self.corrupt(state, t, ctx, run)
+        z = {name: c.z for name, c in noised.items()}
+        run.memory.pop(MEMORY, None)
+        coin = mix_int(hash_text("self-condition") ^ mix_int(run.seed) ^ run.step) / 2.0**64
+        if denoiser.self_conditioning and coin < self.self_condition:
+            with torch.no_grad():
+                denoiser(z, t, ctx, run)
+        preds = denoiser(z, t, ctx, run)
+        run.memory.pop(MEMORY, None)
+        total = torch.zeros((), device=ctx.device)
+        metrics = {}
+        for name, c in self.spec.items():
+            each = c.path.loss(preds[name], state[name], noised[name], t, ctx.at(name, c)).mean()
+            total = total + self.weights[name] * each
+            metrics[name] = each.detach()
+        return total, {"loss": total.detach(), **metrics}

@@ -1,0 +1,134 @@
+"""Chemistry rules: is this graph a molecule, why not, and what is its name.
+
+*Valid* means that RDKit's full sanitisation passes (valences, kekulisation, aromaticity) on the graph exactly as it
+was drawn. No step that edits the graph takes part: RDKit's clean-up rules (which would turn a five-valent nitrogen
+into a charged pair) are switched off, no hydrogen moves, no charge is guessed, no bond is lowered.
+*Connected* means one fragment; it is counted apart from validity. *Canonical* strings carry no stereo.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scidiff.core.errors import MissingLibrary
+
+if TYPE_CHECKING:
+    from rdkit.Chem import Mol
+
+_PROBLEM = "_scidiff_problem"
+
+
+def require_rdkit() -> None:
+    """MissingLibrary with the pip line where RDKit is absent."""
+    try:
+        import rdkit  # noqa: F401
+    except ImportError as error:
+        raise MissingLibrary("rdkit", "Working with molecules", "pip install rdkit") from error
+
+
+def _sanitise_flags() -> int:
+    from rdkit.Chem import SanitizeFlags
+
+    edits = SanitizeFlags.SANITIZE_CLEANUP | SanitizeFlags.SANITIZE_CLEANUP_ORGANOMETALLICS
+    return int(SanitizeFlags.SANITIZE_ALL) & ~int(edits)
+
+
+def finished(mol: Mol) -> Mol:
+    """A sanitised copy of a raw graph, or the raw graph marked with its problem where sanitisation fails."""
+    from rdkit import Chem, rdBase
+
+    copy = Chem.Mol(mol)
+    with rdBase.BlockLogs():
+        failed = Chem.SanitizeMol(copy, sanitizeOps=_sanitise_flags(), catchErrors=True)
+    if not failed:
+        return copy
+    raw = Chem.Mol(mol)
+    raw.SetProp(_PROBLEM, _explain(raw))
+    raw.UpdatePropertyCache(strict=False)
+    Chem.FastFindRings(raw)
+    return raw
+
+
+def _explain(mol: Mol) -> str:
+    """The first thing that is chemically wrong with a raw graph, as half a sentence."""
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        problems = Chem.DetectChemistryProblems(mol, sanitizeOps=_sanitise_flags())
+    for problem in problems:
+        if problem.GetType() == "AtomValenceException":
+            atom = mol.GetAtomWithIdx(problem.GetAtomIdx())
+            used = sum(b.GetValenceContrib(atom) for b in atom.GetBonds())
+            allowed = _largest_valence(atom.GetSymbol(), atom.GetFormalCharge())
+            sign = atom.GetFormalCharge()
+            charge = "" if sign == 0 else f" (charge {sign:+d})"
+            limit = f"exceeds {allowed}" if allowed is not None else "is impossible"
+            return f"valence {used:g} of {atom.GetSymbol()}{atom.GetIdx() + 1}{charge} {limit}"
+        if problem.GetType() in ("KekulizeException", "AtomKekulizeException"):
+            return "the aromatic rings have no Kekulé form"
+        return problem.Message().strip().rstrip(".")
+    return "sanitisation fails"
+
+
+@lru_cache(maxsize=256)
+def _largest_valence(element: str, charge: int) -> int | None:
+    """Largest valence RDKit permits an atom, found by asking; None where even one bond is too many."""
+    from rdkit import Chem, rdBase
+
+    number = Chem.GetPeriodicTable().GetAtomicNumber(element)
+    best = None
+    with rdBase.BlockLogs():
+        for bonds in range(9):
+            star = Chem.RWMol()
+            centre = Chem.Atom(number)
+            centre.SetFormalCharge(charge)
+            star.AddAtom(centre)
+            for k in range(bonds):
+                star.AddAtom(Chem.Atom(9))
+                star.AddBond(0, k + 1, Chem.BondType.SINGLE)
+            if Chem.SanitizeMol(star, sanitizeOps=_sanitise_flags(), catchErrors=True) == 0:
+                best = bonds
+    return best
+
+
+def reason(mol: Mol) -> str:
+    """Why a molecule is invalid, as half a sentence; the empty string where it is valid. The molecule stays as it is."""
+    if mol.GetNumAtoms() == 0:
+        return "no atoms"
+    checked = mol if mol.HasProp(_PROBLEM) else finished(mol)
+    return checked.GetProp(_PROBLEM) if checked.HasProp(_PROBLEM) else ""
+
+
+def fragments(mol: Mol) -> int:
+    """Number of connected parts."""
+    from rdkit import Chem
+
+    return len(Chem.GetMolFrags(mol))
+
+
+def largest_fragment(mol: Mol) -> Mol:
+    """The fragment with most heavy atoms (ties: the longer canonical string); a changed molecule, never the default."""
+    from rdkit import Chem
+
+    parts = Chem.GetMolFrags(mol, asMols=True, sanitizeFrags=not mol.HasProp(_PROBLEM))
+    if len(parts) <= 1:
+        return mol
+    return max(parts, key=lambda m: (m.GetNumHeavyAtoms(), Chem.MolToSmiles(m)))
+
+
+def canonical(mol: Mol) -> str:
+    """Canonical SMILES without stereo, isotopes kept out; of the raw graph where the molecule is invalid."""
+    from rdkit import Chem
+
+    return Chem.MolToSmiles(mol, isomericSmiles=False)
+
+
+def stable_hash(texts: Iterable[str]) -> np.ndarray:
+    """64-bit hashes, uint64: the first 8 bytes (little endian) of BLAKE2b-64 of the UTF-8 text; the same everywhere."""
+    digests = [int.from_bytes(hashlib.blake2b(t.encode(), digest_size=8).digest(), "little") for t in texts]
+    return np.array(digests, dtype=np.uint64)

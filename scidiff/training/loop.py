@@ -1,0 +1,98 @@
+"""Setting up a training run: trainer, callbacks, loggers, resume, and the export of the averaged weights.
+
+Everything lives in one folder: `last.ckpt` (Lightning's, for resuming only), `checkpoint/` (safetensors + YAML, what
+`--from` takes), `metrics.csv`.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+
+from scidiff.core.errors import ScidiffError, UsageError
+from scidiff.store import atomic
+from scidiff.store.model import assemble
+from scidiff.store.targets import build
+from scidiff.training.cache import Cache
+from scidiff.training.callbacks import Export, Narrate, Preview
+from scidiff.training.module import Training
+
+LAST = "last.ckpt"
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+def train(cache: Cache, out: str | Path, resume: bool = False, progress: Progress | None = None) -> Path:
+    """Trains from a tensor cache into the folder `out`; returns the checkpoint folder.
+
+    `resume` continues from `out/last.ckpt`. Raises UsageError for impossible settings.
+    """
+    config = cache.config
+    settings = dict(config["trainer"])
+    folder = atomic.ensure_folder(out)
+    if int(settings["max_steps"]) <= 0 or int(settings["batch"]) <= 0:
+        raise UsageError("trainer.max_steps and trainer.batch must be positive.")
+    last = folder / LAST
+    if resume and not last.is_file():
+        raise UsageError(f"{folder} has no {LAST} to resume from.")
+    seed = int(config.get("seed", 0))
+    torch.manual_seed(seed)
+    spec, denoiser = assemble(config)
+    objective = build(config["objective"], spec=spec)
+    module = Training(denoiser, objective, cache, settings, seed)
+    if settings.get("compile"):
+        denoiser.backbone.compile()
+    _quiet()
+    trainer = lightning.Trainer(
+        accelerator=_accelerator(settings), devices=settings.get("devices", 1), strategy=settings.get("strategy", "auto"),
+        precision={"bf16": "bf16-mixed", "fp16": "16-mixed"}.get(settings.get("autocast"), "32-true"),  # type: ignore[arg-type]
+        max_steps=int(settings["max_steps"]), max_epochs=-1, gradient_clip_val=float(settings["clip"]),
+        max_time=None if not settings.get("max_minutes") else {"minutes": float(settings["max_minutes"])},
+        val_check_interval=min(int(settings["check_every"]), int(settings["max_steps"])), check_val_every_n_epoch=None,
+        num_sanity_val_steps=0, limit_val_batches=int(settings.get("valid_batches", 8)),
+        log_every_n_steps=int(settings["log_every"]), logger=_loggers(config, folder),
+        callbacks=[
+            EMAWeightAveraging(decay=float(settings["ema"]), use_buffers=False),
+            ModelCheckpoint(folder, filename=LAST.removesuffix(".ckpt"), every_n_train_steps=int(settings["check_every"]),
+                            enable_version_counter=False, save_on_train_epoch_end=True),
+            Preview(cache, config), Export(config, folder / "checkpoint"), Narrate(settings, progress),
+        ],
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, use_distributed_sampler=False)
+    try:
+        # The file is Lightning's own state of this very run, written on this machine.
+        trainer.fit(module, ckpt_path=str(last) if resume else None, weights_only=False if resume else None)
+    except torch.OutOfMemoryError as error:
+        raise ScidiffError("The GPU ran out of memory.", f"Try trainer.batch={int(settings['batch']) // 2}.") from error
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return folder / "checkpoint"
+
+
+def _accelerator(settings: dict[str, Any]) -> str:
+    wanted = str(settings.get("accelerator", "auto"))
+    if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UsageError("trainer.accelerator=gpu, but no CUDA device is visible.", "Use trainer=cpu.")
+    return wanted
+
+
+def _loggers(config: dict[str, Any], folder: Path) -> Any:
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+    name = (config.get("logger") or {}).get("name", "csv")
+    if name == "none":
+        return False
+    csv = CSVLogger(folder, name="", version="log", flush_logs_every_n_steps=50)
+    return [csv, TensorBoardLogger(folder, name="", version="tensorboard")] if name == "tensorboard" else csv
+
+
+def _quiet() -> None:
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in ("does not have many workers", "litmodels", "LeafSpec", "Checkpoint directory", "tensorboardX"):
+        warnings.filterwarnings("ignore", message=f".*{text}.*")

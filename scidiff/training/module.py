@@ -1,0 +1,97 @@
+"""The one LightningModule: a denoiser, an objective, an optimiser. No domain, no data format.
+
+Learning rate: linear warm-up, then cosine to `floor` times the peak over `max_steps` (or over `max_minutes` of training
+time, whichever is further along). Random numbers come from (seed, sample, step), so a resumed run repeats the
+uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from scidiff.core.denoiser import Denoiser
+from scidiff.core.objective import Batch, Objective
+from scidiff.core.run import Run
+from scidiff.training.cache import Cache, HoldOut, TrainingBatches
+
+
+class Training(lightning.LightningModule):
+    """`settings` is the config group `trainer`."""
+
+    def __init__(self, denoiser: Denoiser, objective: Objective, cache: Cache, settings: dict[str, Any],
+                 seed: int) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self._objective, self._cache, self._settings, self._seed = objective, cache, dict(settings), int(seed)
+        self._spent, self._started = 0.0, time.monotonic()
+
+    @property
+    def minutes(self) -> float:
+        """Minutes of training, earlier parts of an interrupted run included."""
+        return self._spent + (time.monotonic() - self._started) / 60
+
+    def progress(self) -> float:
+        """Share of the training that is done, in [0, 1]."""
+        done = self.global_step / max(int(self._settings["max_steps"]), 1)
+        limit = self._settings.get("max_minutes")
+        return min(max(done, self.minutes / float(limit) if limit else 0.0), 1.0)
+
+    def learning_rate(self) -> float:
+        s = self._settings
+        warm = min((self.global_step + 1) / max(int(s["warmup"]), 1), 1.0)
+        floor = float(s["floor"])
+        return float(s["lr"]) * warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * self.progress())))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        s = self._settings
+        decay = [p for p in self.denoiser.parameters() if p.dim() > 1]
+        plain = [p for p in self.denoiser.parameters() if p.dim() <= 1]
+        return torch.optim.AdamW(
+            [{"params": decay, "weight_decay": float(s["weight_decay"])}, {"params": plain, "weight_decay": 0.0}],
+            lr=float(s["lr"]), betas=tuple(s["betas"]))
+
+    def on_train_start(self) -> None:
+        self._started = time.monotonic()
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        rate = self.learning_rate()
+        for group in self.optimizers().optimizer.param_groups:  # type: ignore[union-attr]
+            group["lr"] = rate
+        run = Run(self._seed, training=True)
+        run.step = self.global_step
+        loss, metrics = self._objective.loss(self.denoiser, batch, run)
+        self.log_dict({f"train/{k}": v for k, v in metrics.items()}, batch_size=batch[1].batch)
+        self.log_dict({"lr": rate, "minutes": self.minutes}, batch_size=batch[1].batch)
+        return loss
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        # The same noise at every check: the curve shows the model, not the draw.
+        run = Run(self._seed + 1, training=True)
+        run.step = index
+        _, metrics = self._objective.loss(self.denoiser, batch, run)
+        self.log_dict({f"valid/{k}": v for k, v in metrics.items()}, batch_size=batch[1].batch)
+
+    def train_dataloader(self) -> torch.utils.data.DataLoader:
+        s = self._settings
+        data = TrainingBatches(self._cache.train, int(s["batch"]), self._seed, self.global_step, int(s["max_steps"]),
+                               fixed=bool(s.get("compile")))
+        return torch.utils.data.DataLoader(data, batch_size=None, num_workers=int(s.get("workers", 0)))
+
+    def val_dataloader(self) -> torch.utils.data.DataLoader:
+        return torch.utils.data.DataLoader(HoldOut(self._cache.valid, int(self._settings["batch"])), batch_size=None)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        state, ctx = batch
+        return {k: v.to(device) for k, v in state.items()}, ctx.to(device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["minutes"] = self.minutes
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._spent = float(checkpoint.get("minutes", 0.0))
