@@ -31,7 +31,24 @@ _HOMES = {
     "UsageError": "scidiff.core.errors",
 }
 
-__all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604
+__all__ = [
+    "Context",
+    "Domain",
+    "Samples",
+    "ScidiffError",
+    "State",
+    "StateSpec",
+    "UsageError",
+    "Verdict",
+    "__version__",
+    "evaluate",
+    "fetch",
+    "generate",
+    "load",
+    "reconstruct",
+    "rollout",
+    "train",
+]
 
 if TYPE_CHECKING:
     from scidiff.api import evaluate, fetch, generate, load, reconstruct, rollout, train

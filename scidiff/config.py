@@ -46,8 +46,8 @@ from scidiff.store.targets import plugin_packages
 VERBS = ("generate", "reconstruct", "rollout", "train", "evaluate")
 SAMPLING = ("generate", "reconstruct", "rollout")
 RECIPE = ("data", "backbone", "process", "objective", "trainer", "logger", "experiment")
-FREE = ("condition",)
-"""Mappings whose keys a model or a domain decides: any key may be set there."""
+FREE = ("condition.", "domain.options.", "data.options.")
+"""Mappings whose keys a model, a domain or a reader decides: any key may be set there."""
 
 _log = logging.getLogger("scidiff")
 
@@ -127,7 +127,7 @@ def explain(verb: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], d
 
 
 def sweep(verb: str, overrides: Sequence[str], job: Callable[[dict[str, Any]], Any]) -> Path:
-    """Runs `job` once for every combination (`seed=1,2`) through Hydra's sweeper and launcher; returns the sweep's folder.
+    """Runs `job` for every combination (`seed=1,2`) through Hydra's sweeper and launcher; returns the sweep's folder.
 
     Inside a job `sys.argv` is the command of that job alone, so that processes which a trainer starts anew repeat the
     job and not the sweep.
@@ -193,14 +193,14 @@ def _prepare(verb: str, overrides: Sequence[str]) -> list[str]:
     for word in overrides:
         key = word.split("=", 1)[0].lstrip("+~")
         root = key.split("@")[0].split(".")[0]
-        if not root or "=" not in word and not word.startswith("~"):
+        if not root or not ("=" in word or word.startswith("~")):
             raise UsageError(f"{word!r} is not a setting.", "Settings are written key=value.")
         if verb in SAMPLING and root in RECIPE:
             raise UsageError(
                 f"{verb!r} takes the {_noun(root)} from the model, so {key!r} cannot be set.",
                 "Choose another model with --from, or set it in 'scidiff train'.",
             )
-        words.append(f"++{word}" if word[0] not in "+~" and root in FREE and "." in key else word)
+        words.append(f"++{word}" if word[0] not in "+~" and key.startswith(FREE) else word)
     for place in places():
         if place.owner == "local":
             _log.info("Configs in ./conf are searched first.")
@@ -226,12 +226,20 @@ def _finish(merged: DictConfig, choices: dict[str, Any], verb: str, words: Seque
     if verb in SAMPLING:
         asked = [word.split("=", 1)[0].lstrip("+") for word in words]
         if "solver" not in asked:
-            touched = [key.split(".")[1] for key in asked if key.startswith("solver.")]
-            settings["solver"] = {key: settings["solver"][key] for key in touched}
+            whole, settings["solver"] = settings.get("solver"), {}
+            for key in (key for key in asked if key.startswith("solver.")):
+                _pick({"solver": whole}, settings, key.split("."))
     elif verb == "evaluate":
         settings.pop("solver", None)
     _ranges(settings)
     return settings
+
+
+def _pick(source: Any, target: dict[str, Any], path: Sequence[str]) -> None:
+    """Copies the one value at `path` from nested dicts into nested dicts."""
+    for step in path[:-1]:
+        source, target = source[step], target.setdefault(step, {})
+    target[path[-1]] = source[path[-1]]
 
 
 def _agree(settings: dict[str, Any], choices: dict[str, Any]) -> None:

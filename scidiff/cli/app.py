@@ -18,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    epilog="Settings are written key=value and win over flags; 'scidiff show VERB' lists them. --debug shows tracebacks.",
+    epilog="Settings are written key=value and win over flags; 'scidiff show VERB' lists them.",
 )
 
 Words = Annotated[list[str] | None, typer.Argument(metavar="[DOMAIN] [KEY=VALUE]...", show_default=False)]
@@ -47,9 +47,12 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")]
+
+
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+    version: Version = False,
     debug: Debug = False,
 ) -> None:
     """Generative models for science: molecules, graphs, crystals, medical images, PDEs."""
@@ -74,7 +77,10 @@ def generate(
     dry_run: Dry = False,
     debug: Debug = False,
 ) -> None:
-    """Draw samples from a trained model: scidiff generate molecule -n 100"""
+    """Draw samples from a trained model.
+
+    Example: scidiff generate molecule -n 100
+    """
     from scidiff.cli import overrides as o
     from scidiff.cli.work import domain_words, resumed, work
 
@@ -88,8 +94,9 @@ def generate(
     }
     asked = [*o.conditions(condition), *o.guide(guide), *o.assign(flags)]
     if resume is not None:
-        more = [*bare, *asked, *settings, *(["--from"] if source else []), *(["-m"] if multirun else [])]
-        work("generate", resumed("generate", resume, more, only=o.sample_ids(only), out=out, device=device), dry_run)
+        more = [*asked, *settings, *(["--from"] if source else []), *(["-m"] if multirun else [])]
+        ids = o.sample_ids(only)
+        work("generate", resumed("generate", resume, more, bare=bare, only=ids, out=out, device=device), dry_run)
         return
     words = [*domain_words("generate", bare, settings, source), *asked]
     words += o.assign({"out": out, "device": device, "sampling.only": o.sample_ids(only)})
@@ -113,7 +120,10 @@ def reconstruct(
     dry_run: Dry = False,
     debug: Debug = False,
 ) -> None:
-    """Reconstruct from a measurement, where a domain offers it: scidiff reconstruct scan.nii.gz --operator ct_sparse"""
+    """Reconstruct an object from a measurement.
+
+    Example: scidiff reconstruct scan.nii.gz --operator ct_sparse --views 20
+    """
     from scidiff.cli import overrides as o
     from scidiff.cli.work import offered, one_path, work
 
@@ -149,7 +159,10 @@ def rollout(
     dry_run: Dry = False,
     debug: Debug = False,
 ) -> None:
-    """Roll a model out in time, where a domain offers it: scidiff rollout ks --members 16"""
+    """Roll a model out in time, as an ensemble.
+
+    Example: scidiff rollout ks --members 16 --steps 200
+    """
     from scidiff.cli import overrides as o
     from scidiff.cli.work import offered, work
 
@@ -172,7 +185,7 @@ def rollout(
 
 @app.command()
 def train(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT] [KEY=VALUE]...", show_default=False)] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[NAME] [KEY=VALUE]...", show_default=False)] = None,
     seed: Seed = None,
     out: Out = None,
     resume: Resume = None,
@@ -181,7 +194,10 @@ def train(
     dry_run: Dry = False,
     debug: Debug = False,
 ) -> None:
-    """Train a model: scidiff train experiment=qm9_flow, or -m seed=1,2 for a sweep"""
+    """Train a model, or many in a sweep.
+
+    Examples: scidiff train experiment=qm9_flow; scidiff train -m qm9_flow trainer.lr=1e-3,2e-3
+    """
     from scidiff.cli import overrides as o
     from scidiff.cli.work import resumed, work
 
@@ -208,7 +224,10 @@ def evaluate(
     dry_run: Dry = False,
     debug: Debug = False,
 ) -> None:
-    """Measure a run, a file or a folder of samples: scidiff evaluate my.smi --reference qm9"""
+    """Measure a run, a file or a folder of samples.
+
+    Example: scidiff evaluate my.smi --reference qm9
+    """
     from scidiff.cli import overrides as o
     from scidiff.cli.work import judged, one_path, work
 
@@ -231,7 +250,10 @@ def list_(
     kind: Annotated[str | None, typer.Argument(metavar="[KIND]", show_default=False)] = None,
     debug: Debug = False,
 ) -> None:
-    """What there is: domains, data, backbones, processes, objectives, solvers, guidance, experiments, models"""
+    """Show what there is.
+
+    Kinds: domains, data, backbones, processes, objectives, solvers, guidance, trainers, experiments, models
+    """
     from scidiff.cli.catalog import list_kind, overview
 
     overview() if kind is None else list_kind(kind)
@@ -243,7 +265,10 @@ def show(
     words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)] = None,
     debug: Debug = False,
 ) -> None:
-    """The settings of a verb, each with the file it comes from: scidiff show generate domain=molecule"""
+    """Show the settings of a verb and where each comes from.
+
+    Examples: scidiff show generate domain=molecule; scidiff show data/qm9
+    """
     from scidiff.cli.catalog import show_option, show_verb
 
     show_option(what) if "/" in what else show_verb(what, words or [])
@@ -256,7 +281,10 @@ def copy(
     force: Annotated[bool, typer.Option("--force", help="replace a file that is there")] = False,
     debug: Debug = False,
 ) -> None:
-    """Copy a config to change it: scidiff copy experiment/qm9_flow ."""
+    """Copy a config, to change it.
+
+    Example: scidiff copy experiment/qm9_flow .
+    """
     from scidiff.cli.catalog import copy_option
 
     copy_option(what, Path(to), force)
@@ -267,7 +295,10 @@ def fetch(
     name: Annotated[str, typer.Argument(metavar="DATA", show_default=False)],
     debug: Debug = False,
 ) -> None:
-    """Bring a data set into the cache: scidiff fetch qm9"""
+    """Bring a data set into the cache.
+
+    Example: scidiff fetch qm9
+    """
     from scidiff.cli.work import bring
 
     bring(name)
@@ -275,7 +306,7 @@ def fetch(
 
 @app.command()
 def doctor(debug: Debug = False) -> None:
-    """Versions, optional libraries, GPU, cache and data folders of this machine"""
+    """Show versions, extras, GPU, cache and data folders."""
     from scidiff.cli.doctor import examine
 
     examine()
@@ -288,7 +319,10 @@ def new(
     into: Annotated[str, typer.Option(help="folder that receives the package")] = ".",
     debug: Debug = False,
 ) -> None:
-    """Write a working package for a domain of your own: scidiff new domain toy"""
+    """Write a package for a domain of your own.
+
+    Example: scidiff new domain toy
+    """
     from scidiff.cli.new import KINDS, create
 
     if what not in KINDS:

@@ -117,7 +117,9 @@ def _file(what: str) -> Path:
     return known[name]
 
 
-def _lines(node: Mapping[str, Any], origins: Mapping[str, str], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
+def _lines(
+    node: Mapping[str, Any], origins: Mapping[str, str], prefix: str = "", depth: int = 0
+) -> Iterator[tuple[str, str]]:
     for key, value in node.items():
         dotted = f"{prefix}.{key}" if prefix else str(key)
         if isinstance(value, Mapping) and value:

@@ -38,7 +38,7 @@ def examine() -> None:
         ("configs", ", ".join(str(place.folder) for place in config.places())),
         ("datasets", str(shared_folder("datasets"))),
         ("cache", f"{cache_folder()}{'' if cache_folder().is_dir() else ' (not made yet)'}"),
-        ("SCIDIFF_DATA", os.environ.get("SCIDIFF_DATA") or "not set: data come from the cache or from data.root=FOLDER"),
+        ("SCIDIFF_DATA", os.environ.get("SCIDIFF_DATA") or "not set (cache, or data.root=FOLDER)"),
         ("domains", ", ".join(config.options("domain"))),
         ("models", ", ".join(model.experiment for model in checkpoint.shipped()) or "none shipped"),
     ]

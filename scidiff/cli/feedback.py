@@ -21,6 +21,8 @@ from scidiff.core.errors import ScidiffError
 EVERY = 5
 """Percent between two plain lines of progress."""
 
+HINT = " Run again with --debug for the traceback."
+
 
 class Interrupted(ScidiffError):
     """Ctrl-C, after which the run can be continued."""
@@ -32,7 +34,8 @@ def fail(error: BaseException, debug: bool) -> int:
     """Prints what went wrong and returns the exit code."""
     if debug:
         traceback.print_exception(error)
-    say(sentence(error), mark="Error")
+    text = sentence(error)
+    say(text.replace(HINT, "") if debug else text, mark="Error")
     return int(getattr(error, "exit_code", 1))
 
 
@@ -46,7 +49,7 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "The memory is too small for this batch. Try a smaller one with --batch (sampling.chunk)."
     what = " ".join(str(error).split()) or "no message"
-    return f"{type(error).__name__}: {what[:300]} (run again with --debug for the traceback)."
+    return f"{type(error).__name__}: {what[:300]}.{HINT}"
 
 
 def say(text: str, mark: str = "") -> None:
@@ -86,7 +89,7 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -102,12 +105,12 @@ class Progress:
 
     def _draw(self, label: str, done: int, total: int | None) -> None:
         if self._live is None:
+            from rich import progress as p
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bars
 
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self._live = Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+            words, counts = p.TextColumn("{task.description}"), p.MofNCompleteColumn()
+            columns = (words, p.BarColumn(), counts, p.TimeElapsedColumn(), p.TimeRemainingColumn())
+            self._live = p.Progress(*columns, console=Console(stderr=True))
             self._live.start()
         if label not in self._tasks:
             self._tasks[label] = self._live.add_task(label, total=total)

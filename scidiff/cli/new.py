@@ -1,7 +1,7 @@
 """`scidiff new domain NAME`: writes a package from a template folder by plain replacement of three words.
 
-A template is a folder below `scidiff/cli/templates/`; each file in it ends in `.template`, which is dropped. In paths and
-contents the following words are replaced, and nothing else is interpreted:
+A template is a folder below `scidiff/cli/templates/`; each file in it ends in `.template`, which is dropped. In paths
+and contents the following words are replaced, and nothing else is interpreted:
 
     @name@      the name as a module, protein_chain
     @Name@      the name as a class, ProteinChain
@@ -23,10 +23,10 @@ KINDS = ("domain",)
 
 
 def create(kind: str, name: str, into: Path, templates: Path = TEMPLATES) -> Path:
-    """Writes the package `into/scidiff-NAME` and returns it; refuses a name that Python or another package has taken."""
+    """Writes the package `into/scidiff-NAME` and returns it; refuses a name that Python or a package has taken."""
     module = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", module) or keyword.iskeyword(module):
-        raise UsageError(f"{name!r} cannot be the name of a {kind}.", "Use small letters, digits and _, a letter first.")
+        raise UsageError(f"{name!r} cannot name a {kind}.", "Use small letters, digits and _, a letter first.")
     from scidiff import config
 
     if module in config.options("domain"):

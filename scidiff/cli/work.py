@@ -57,6 +57,7 @@ def resumed(
     folder: str,
     more: Sequence[str],
     *,
+    bare: Sequence[str] = (),
     only: list[str] | None = None,
     out: str | None = None,
     device: str | None = None,
@@ -70,8 +71,11 @@ def resumed(
         raise UsageError("A resumed run stays in its folder.", "Leave out --out.")
     run = open_existing(folder, allow_finished=only is not None)
     settings = run.config
-    if verb == "generate" and "sampling" not in settings or verb == "train" and "trainer" not in settings:
+    if ("trainer" in settings) != (verb == "train") or "sampling" not in settings:
         raise UsageError(f"{folder} is not a run of 'scidiff {verb}'.")
+    own = (settings.get("domain") or {}).get("name")
+    if bare and list(bare) != [own]:
+        raise UsageError(f"The run {folder} belongs to the domain {own!r}, not {' '.join(bare)!r}.")
     settings["resume"], settings["out"] = str(folder), out or str(folder)
     if only is not None:
         settings["sampling"]["only"] = only
@@ -106,7 +110,7 @@ def domain_words(verb: str, bare: Sequence[str], settings: Sequence[str], source
 def offered(verb: str, settings: Sequence[str]) -> str | None:
     """The domain that offers an optional verb, if the settings do not name one."""
     known = config.options("domain")
-    able = [name for name in known if verb in (config.read_option("domain", name).get("domain") or {}).get("offers", ())]
+    able = [name for name in known if verb in _about(name).get("offers", ())]
     if not able:
         raise UsageError(f"No installed domain offers {verb!r} yet.", f"Installed: {', '.join(known)}.")
     named = [word.split("=", 1)[1] for word in settings if word.startswith("domain=")]
@@ -115,6 +119,10 @@ def offered(verb: str, settings: Sequence[str]) -> str | None:
     if not named and len(able) > 1:
         raise UsageError(f"Several domains offer {verb!r}.", f"Choose one: {' or '.join(f'domain={n}' for n in able)}.")
     return None if named else able[0]
+
+
+def _about(domain: str) -> dict[str, Any]:
+    return config.read_option("domain", domain).get("domain") or {}
 
 
 def one_path(verb: str, bare: Sequence[str]) -> str:
@@ -142,9 +150,16 @@ def judged(path: str | None, reference: str | None, settings: Sequence[str]) -> 
 
         own = (open_existing(run, allow_finished=True).config.get("domain") or {}).get("name")
         if card is not None and own != card.domain:
-            raise UsageError(f"The run {path} belongs to the domain {own!r}, the data set {reference!r} to {card.domain!r}.")
+            raise UsageError(
+                f"The run {path} belongs to the domain {own!r}, the data set {reference!r} to {card.domain!r}."
+            )
         return assign({"domain": own})
-    return assign({"domain": card.domain if card else None})
+    if card is not None:
+        return assign({"domain": card.domain})
+    known = [name for name in config.options("domain") if "evaluate" in _about(name).get("offers", ())]
+    if path is not None and len(known) != 1:
+        raise UsageError(f"Say what {path} holds.", f"Add one of: {', '.join(f'domain={name}' for name in known)}.")
+    return assign({"domain": known[0]}) if path is not None else []
 
 
 def bring(name: str) -> None:

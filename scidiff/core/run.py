@@ -61,6 +61,11 @@ def hash_text(text: str) -> int:
 @lru_cache(maxsize=256)
 def _index(dims: tuple[int, ...], padded: tuple[bool, ...], symmetric: bool, device: torch.device) -> Tensor:
     """Logical indices of one sample's entries, times the increment, shape `dims`, int64."""
+    with torch.inference_mode(False):
+        return _numbered(dims, padded, symmetric).to(device)
+
+
+def _numbered(dims: tuple[int, ...], padded: tuple[bool, ...], symmetric: bool) -> Tensor:
     tail = dims[2:] if symmetric else dims
     index = torch.zeros((), dtype=torch.int64)
     stride = 1
@@ -75,7 +80,7 @@ def _index(dims: tuple[int, ...], padded: tuple[bool, ...], symmetric: bool, dev
         low, high = torch.minimum(i[:, None], i[None, :]), torch.maximum(i[:, None], i[None, :])
         pair = high * (high + 1) // 2 + low
         index = pair.view(dims[0], dims[1], *[1] * len(tail)) * stride + index
-    return (index.expand(dims).contiguous() * _signed(_GOLDEN)).to(device)
+    return index.expand(dims).contiguous() * _signed(_GOLDEN)
 
 
 def sample_keys(seed: int, ids: Tensor) -> Tensor:
@@ -138,9 +143,9 @@ class Run:
         b = bits(self.keys(ctx.ids), self.salt(tag, component), index)
         return to_normal(b) if law == "normal" else to_uniform(b)
 
-    def handle(self, site: Site) -> Noise:
-        """The noise of one component of one batch, as a Path takes it."""
-        return Noise(self, site)
+    def handle(self, site: Site, dtype: torch.dtype = torch.float32) -> Noise:
+        """The noise of one component of one batch, as a Path takes it; normals come in `dtype`."""
+        return Noise(self, site, dtype)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seed": self.seed, "stream": self.stream, "step": self.step, "memory": dict(self.memory)}
@@ -155,18 +160,18 @@ class Run:
 class Noise:
     """The `noise` argument of every Path: draws that know their component's shape, symmetry and mask."""
 
-    __slots__ = ("run", "site")
+    __slots__ = ("dtype", "run", "site")
 
-    def __init__(self, run: Run, site: Site) -> None:
-        self.run, self.site = run, site
+    def __init__(self, run: Run, site: Site, dtype: torch.dtype = torch.float32) -> None:
+        self.run, self.site, self.dtype = run, site, dtype
 
     def _draw(self, tag: str, law: str) -> Tensor:
         site = self.site
         return self.run.noise(site.name, tag, site.dims, site.ctx, law, site.padded, site.space.symmetric)
 
-    def normal(self, tag: str = "step", dtype: torch.dtype = torch.float32) -> Tensor:
+    def normal(self, tag: str = "step", dtype: torch.dtype | None = None) -> Tensor:
         """Standard normal noise of the component's space: zero on padding, symmetric or centred where the space is."""
-        return self.site.space.project(self._draw(tag, "normal").to(dtype), self.site.mask)
+        return self.site.space.project(self._draw(tag, "normal").to(dtype or self.dtype), self.site.mask)
 
     def uniform(self, tag: str = "step") -> Tensor:
         """float64 uniforms in (0, 1), one per entry (per unordered pair in symmetric spaces), padding included."""

@@ -227,7 +227,8 @@ def _entries(site: Site) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _upper(n: int, device: torch.device) -> Tensor:
-    return torch.triu(torch.ones(n, n, device=device), diagonal=1)
+    with torch.inference_mode(False):
+        return torch.triu(torch.ones(n, n, device=device), diagonal=1)
 
 
 def stack_ids(start: int, count: int) -> Tensor:

@@ -176,6 +176,15 @@ class Domain(ABC):
     def read(self, path: str | Path, **options: Any) -> Records:
         """Native objects of a file or folder; unusable entries are rejected with a reason, not fatal."""
 
+    def dataset(self, files: Mapping[str, Path], reader: str, options: Mapping[str, Any], split: str | None,
+                limit: int | None = None) -> Records:
+        """The records of a data set as its card lays it out; `split` is "train", "test" or None."""
+        return self.read(next(iter(files.values())), **options)
+
+    def properties(self, objects: Sequence[Any], names: Sequence[str]) -> dict[str, Tensor]:
+        """Real-valued properties [num] by name, for training with conditions."""
+        raise UsageError(f"The {self.name} domain computes no properties, so it cannot be trained with conditions.")
+
     @abstractmethod
     def write(self, samples: Samples, folder: Path) -> list[Path]:
         """Files that people of the field open, one id everywhere, each written whole or not at all."""

@@ -134,6 +134,14 @@ def read_yaml(path: str | os.PathLike[str], what: str = "file") -> dict[str, Any
     return value
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file; ScidiffError where it is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ScidiffError(f"{path} is damaged: {error}.") from error
+
+
 def plain(value: Any, finite: bool = False) -> Any:
     """Mappings, sequences, numbers, text and None only; paths become text, arrays numbers; else an error."""
     if value is None or isinstance(value, (bool, str)):

@@ -134,7 +134,7 @@ class RunFolder:
     def chunks(self) -> list[list[int]]:
         """The stored chunk composition; empty where none was stored."""
         file = self.path / "chunks.json"
-        return _read_json(file) if file.is_file() else []
+        return atomic.read_json(file) if file.is_file() else []
 
     def remaining(self) -> list[int]:
         """Positions in `chunks()` without a finished part: what a resumed run must repeat, nothing else."""
@@ -276,9 +276,3 @@ def _fresh(parent: Path, name: str) -> Path:
         return path
     raise ScidiffError(f"The folder {parent} holds too many runs named {name}.")
 
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ScidiffError(f"{file} is damaged: {error}.") from error

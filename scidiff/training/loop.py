@@ -7,6 +7,7 @@ Everything lives in one folder: `last.ckpt` (Lightning's, for resuming only), `c
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -64,13 +65,15 @@ def train(cache: Cache, out: str | Path, resume: bool = False, progress: Progres
             Preview(cache, config), Export(config, folder / "checkpoint"), Narrate(settings, progress),
         ],
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, use_distributed_sampler=False)
+    handler = signal.getsignal(signal.SIGINT)
     try:
-        # The file is Lightning's own state of this very run, written on this machine.
-        trainer.fit(module, ckpt_path=str(last) if resume else None, weights_only=False if resume else None)
+        trainer.fit(module, ckpt_path=str(last) if resume else None, weights_only=True)
+    except SystemExit as stop:
+        # Lightning answers Ctrl-C with exit(1) and leaves the signal ignored.
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from stop
     except torch.OutOfMemoryError as error:
         raise ScidiffError("The GPU ran out of memory.", f"Try trainer.batch={int(settings['batch']) // 2}.") from error
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     return folder / "checkpoint"
 
 
@@ -87,7 +90,9 @@ def _loggers(config: dict[str, Any], folder: Path) -> Any:
     name = (config.get("logger") or {}).get("name", "csv")
     if name == "none":
         return False
-    csv = CSVLogger(folder, name="", version="log", flush_logs_every_n_steps=50)
+    # A resumed run writes beside its earlier log, never over it.
+    version = "log" if not (folder / "log").exists() else f"log_{1 + sum(1 for _ in folder.glob('log*'))}"
+    csv = CSVLogger(folder, name="", version=version, flush_logs_every_n_steps=50)
     return [csv, TensorBoardLogger(folder, name="", version="tensorboard")] if name == "tensorboard" else csv
 
 

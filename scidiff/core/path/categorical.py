@@ -45,7 +45,8 @@ def draw(probs: Tensor, u: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _law(q: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(q, dtype=torch.float64, device=device)
+    with torch.inference_mode(False):
+        return torch.tensor(q, dtype=torch.float64, device=device)
 
 
 def _at(t: Time, like: Tensor) -> Any:

@@ -334,12 +334,17 @@ class GaussianPath(Path):
         return self.shifted(y, then.c, ctx)
 
     def langevin(self, z: Tensor, score: Tensor, snr: float, factor: float, scale: float, ctx: Site, noise: Noise,
-                 tag: str = "langevin") -> Tensor:
-        """One corrector step of size 2 factor (snr |xi| / |score|)^2, norms per sample (arXiv 2011.13456, algorithm 5)."""
+                 tag: str = "langevin", whole_batch: bool = False) -> Tensor:
+        """One corrector step of size 2 factor (snr |xi| / |score|)^2 (arXiv 2011.13456, algorithm 5).
+
+        Norms are per sample; `whole_batch` averages them over the batch, as the published code of GDSS does.
+        """
         xi = noise.normal(tag, z.dtype)
         score = ctx.space.project(score, ctx.mask)
-        ratio = ctx.space.inner(xi, xi) / ctx.space.inner(score, score).clamp(min=1e-30)
-        step = 2.0 * factor * snr * snr * ratio
+        of_noise, of_score = ctx.space.inner(xi, xi).sqrt(), ctx.space.inner(score, score).sqrt()
+        if whole_batch:
+            of_noise, of_score = of_noise.mean().expand_as(of_noise), of_score.mean().expand_as(of_score)
+        step = 2.0 * factor * (snr * of_noise / of_score.clamp(min=1e-15)) ** 2
         move = spread(step, z) * score + spread((2.0 * step).sqrt() * scale, z) * xi
         return ctx.space.retract(z, move, ctx.mask)
 
@@ -351,7 +356,8 @@ class GaussianPath(Path):
         if row.kernel == "posterior" and pred is not None:
             return self.posterior(base, pred, row.t, row.s, ctx, noise, row.tag, row.a)
         if row.kernel == "langevin" and pred is not None:
-            return self.langevin(base, pred.score, row.a, row.b[0] if row.b else 1.0, row.c, ctx, noise, row.tag)
+            factor = row.b[0] if row.b else 1.0
+            return self.langevin(base, pred.score, row.a, factor, row.c, ctx, noise, row.tag, row.form == "batch")
         return super().apply(row, base, pred, ctx, noise)
 
 

@@ -100,8 +100,12 @@ def reason(mol: Mol) -> str:
     """Why a molecule is invalid, as half a sentence; the empty string where it is valid. The molecule stays as it is."""
     if mol.GetNumAtoms() == 0:
         return "no atoms"
-    checked = mol if mol.HasProp(_PROBLEM) else finished(mol)
-    return checked.GetProp(_PROBLEM) if checked.HasProp(_PROBLEM) else ""
+    return noted_problem(mol) or noted_problem(finished(mol))
+
+
+def noted_problem(mol: Mol) -> str:
+    """The problem that `finished` noted on this molecule, without looking again; empty where it noted none."""
+    return mol.GetProp(_PROBLEM) if mol.HasProp(_PROBLEM) else ""
 
 
 def fragments(mol: Mol) -> int:
@@ -132,3 +136,25 @@ def stable_hash(texts: Iterable[str]) -> np.ndarray:
     """64-bit hashes, uint64: the first 8 bytes (little endian) of BLAKE2b-64 of the UTF-8 text; the same everywhere."""
     digests = [int.from_bytes(hashlib.blake2b(t.encode(), digest_size=8).digest(), "little") for t in texts]
     return np.array(digests, dtype=np.uint64)
+
+
+def formula(mol: Mol) -> str:
+    """Sum formula in Hill order, charge included; empty where hydrogens cannot be counted."""
+    from rdkit.Chem import rdMolDescriptors
+
+    return "" if mol.HasProp(_PROBLEM) else rdMolDescriptors.CalcMolFormula(mol)
+
+
+PROPERTIES = {"logP": "1", "QED": "1", "MW": "g/mol", "heavy atoms": "1"}
+
+
+def properties(mol: Mol) -> dict[str, float]:
+    """Crippen logP, QED, molecular weight in g/mol and heavy atoms of a valid molecule; computed once per object."""
+    from rdkit.Chem import QED, Crippen, Descriptors
+
+    if not mol.HasProp("_scidiff_QED"):
+        ready = finished(mol)
+        for name, value in (("logP", Crippen.MolLogP(ready)), ("QED", QED.qed(ready)), ("MW", Descriptors.MolWt(ready)),
+                            ("heavy atoms", ready.GetNumHeavyAtoms())):
+            mol.SetDoubleProp(f"_scidiff_{name}", float(value))
+    return {name: mol.GetDoubleProp(f"_scidiff_{name}") for name in PROPERTIES}

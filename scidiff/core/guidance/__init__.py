@@ -1,0 +1,6 @@
+"""Guidance: wrappers that change a prediction (Denoiser -> Denoiser) and rules that change a state after a step."""
+
+from scidiff.core.guidance.clamp import Clamp
+from scidiff.core.guidance.classifier_free import ClassifierFree
+
+__all__ = ["Clamp", "ClassifierFree"]

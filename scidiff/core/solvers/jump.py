@@ -1,0 +1,101 @@
+"""Methods for categories: mixture velocity, closed-form rates, Bayes posterior.
+
+With m(t) the share of entries that follow the source law, a step t -> s leaves with probability a = 1 - m(s)/m(t).
+Re-noising of strength eta (graph.md 4.1, in the direction t = 0 data): after the step a share min(1/2, eta (t - s) s) is
+redrawn from the source law, and the probability of leaving is raised by eta (t - s) to pay for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from scidiff.core.errors import UsageError
+from scidiff.core.plan import Row
+from scidiff.core.solvers.fixed import Part
+from scidiff.core.solvers.grid import Grid, PowerGrid
+
+if TYPE_CHECKING:
+    from scidiff.core.spec import Component
+
+
+def _ends(last: str) -> None:
+    if last not in ("mode", "sample"):
+        raise UsageError(f"The last step of a categorical solver is 'mode' or 'sample', not {last!r}.")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Leave with probability a, then redraw from the prediction; the default for discrete flows. `last`: mode or sample."""
+
+    eta: float = 0.0
+    last: str = "mode"
+    order: int = 1
+
+    def __post_init__(self) -> None:
+        _ends(self.last)
+
+    def default_grid(self) -> Grid:
+        return PowerGrid(2.0)
+
+    def parts(self, name: str, component: Component, times: Sequence[float]) -> list[list[Part]]:
+        path: Any = component.path
+        out = []
+        for t, s in zip(times, times[1:], strict=False):
+            if s <= 0 and self.last == "mode":
+                row = Row(name, "mode", t=t, s=s)
+            else:
+                leave = 1 - path.mass(s) / path.mass(t)
+                extra, share = self.eta * (t - s), min(0.5, self.eta * (t - s) * s)
+                row = Row(name, "jump", a=1.0 if s <= 0 else min(1.0, leave + extra), c=share, t=t, s=s)
+            out.append([Part(t, (row,))])
+        return out
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Continuous-time jumps with the closed-form rate; eta adds balanced jumps, omega pulls towards the prediction."""
+
+    eta: float = 0.0
+    omega: float = 0.0
+    last: str = "mode"
+    order: int = 1
+
+    def __post_init__(self) -> None:
+        _ends(self.last)
+
+    def default_grid(self) -> Grid:
+        return PowerGrid(2.0)
+
+    def parts(self, name: str, component: Component, times: Sequence[float]) -> list[list[Part]]:
+        out = []
+        for t, s in zip(times, times[1:], strict=False):
+            if s <= 0:
+                row = Row(name, "mode", t=t, s=s) if self.last == "mode" else Row(name, "jump", a=1.0, t=t, s=s)
+            else:
+                row = Row(name, "rate", a=t - s, b=(self.eta, self.omega), t=t, s=s)
+            out.append([Part(t, (row,))])
+        return out
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Ancestral sampling with the exact Bayes kernel (D3PM, DiGress); every path accepts it. eta is for Gaussian paths."""
+
+    eta: float = 1.0
+    last: str = "sample"
+    order: int = 1
+
+    def __post_init__(self) -> None:
+        _ends(self.last)
+
+    def default_grid(self) -> Grid:
+        return PowerGrid(1.0)
+
+    def parts(self, name: str, component: Component, times: Sequence[float]) -> list[list[Part]]:
+        out = []
+        for t, s in zip(times, times[1:], strict=False):
+            mode = s <= 0 and self.last == "mode" and component.space.categorical
+            out.append([Part(t, (Row(name, "mode" if mode else "posterior", a=self.eta, t=t, s=s),))])
+        return out

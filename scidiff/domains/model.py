@@ -1,0 +1,197 @@
+"""A trained model of a domain: everything between a checkpoint folder and native objects.
+
+`Model.load("qm9").sample(16, seed=0)` draws 16 molecules. Sample i depends on (seed, i) alone; which samples are computed
+together (`chunks`) changes rounding only, and a run stores it, so that its bits repeat.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scidiff.core.batching import chunks_by_length
+from scidiff.core.denoiser import NetworkDenoiser
+from scidiff.core.errors import ScidiffError, UsageError, nearest
+from scidiff.core.sampler import Sampler
+from scidiff.core.spec import Context, State, StateSpec, stack_ids
+from scidiff.domains import load_domain
+from scidiff.domains.base import Domain, Request, Samples, sample_id
+from scidiff.store import checkpoint
+from scidiff.store.model import assemble
+from scidiff.store.targets import build
+
+Progress = Callable[[str, int, int | None], None]
+CHUNK = 256
+
+
+def pick_device(wanted: str | None) -> torch.device:
+    """`auto` takes a GPU where there is one; UsageError where cuda is asked for and absent."""
+    if wanted in (None, "auto"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted not in ("cpu", "cuda"):
+        raise UsageError(f"There is no device {wanted!r}.", nearest(str(wanted), ("auto", "cpu", "cuda")))
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device=cuda, but no CUDA GPU is visible.", "Use device=cpu or device=auto.")
+    return torch.device(wanted)
+
+
+def merged_solver(own: Mapping[str, Any], asked: Mapping[str, Any] | None, steps: int | None) -> dict[str, Any]:
+    """The model's solver config with a whole other solver, single settings, or another number of steps laid over it."""
+    asked = dict(asked or {})
+    if "_target_" in asked:
+        result = copy.deepcopy(asked)
+    else:
+        result = _over(copy.deepcopy(dict(own)), asked)
+    if steps is not None:
+        if "steps" not in result and "_target_" in asked:
+            raise UsageError("This solver chooses its own number of steps.", "Leave --steps out.")
+        result["steps"] = int(steps)
+    return result
+
+
+def _over(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in top.items():
+        base[key] = _over(base[key], value) if isinstance(value, Mapping) and isinstance(base.get(key), dict) else value
+    return base
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a chunk is drawn: the sampler, the device, the precision."""
+
+    sampler: Sampler
+    device: torch.device
+    nfe: int
+
+
+class Model:
+    """A domain, a StateSpec and a denoiser, with the solver that the model was made for."""
+
+    def __init__(self, config: dict[str, Any], domain: Domain, spec: StateSpec, denoiser: NetworkDenoiser,
+                 folder: Path | None = None) -> None:
+        self.config, self.domain, self.spec, self.denoiser, self.folder = config, domain, spec, denoiser, folder
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, device: str | None = "cpu") -> Model:
+        """A shipped model by name or alias, a run folder, a checkpoint folder, or org/name on the hub."""
+        stored = checkpoint.load(checkpoint.find(name_or_path))
+        about = stored.config.get("domain") or {}
+        if "name" not in about:
+            raise ScidiffError(f"The checkpoint {stored.folder} does not say to which domain it belongs.")
+        domain = load_domain(about["name"], about.get("options"))
+        spec, denoiser = assemble(stored.config, stored.weights)
+        return cls(stored.config, domain, spec, denoiser.eval().to(pick_device(device)), stored.folder)
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("experiment") or self.domain.name)
+
+    def drawing(self, solver: Mapping[str, Any] | None = None, steps: int | None = None,
+                guidance: Mapping[str, Any] | None = None, device: str | None = "cpu",
+                precision: int = 32) -> Drawing:
+        """A sampler ready to run; `guidance` is a config with a `_target_` and the settings of a wrapper."""
+        if precision not in (32, 64):
+            raise UsageError(f"precision is 32 or 64, not {precision!r}.")
+        place = pick_device(device)
+        dtype = torch.float64 if precision == 64 else torch.float32
+        self.denoiser.to(place, dtype)
+        driver = build(merged_solver(self.config["solver"], solver, steps))
+        denoiser: Any = self.denoiser
+        if guidance and "_target_" in guidance:
+            if not (self.config.get("statistics") or {}).get("conditions"):
+                raise UsageError(f"The model {self.name!r} was trained without conditions, so it cannot be guided.",
+                                 "Leave --guide out.")
+            denoiser = build(guidance, denoiser=denoiser)
+        sampler = Sampler(self.spec, denoiser, driver, dtype=dtype, compile=bool(getattr(driver, "compile", False)),
+                          cuda_graph=bool(getattr(driver, "cuda_graph", False)))
+        return Drawing(sampler, place, int(driver.total(self.spec, 1.0)))
+
+    def template(self, ids: Tensor, seed: int, condition: Mapping[str, Any] | None = None,
+                 options: Mapping[str, Any] | None = None) -> Context:
+        """The context of samples `ids`, conditions standardised as in training."""
+        known = (self.config.get("statistics") or {}).get("conditions") or {}
+        for name in condition or {}:
+            if name not in known:
+                raise UsageError(f"The model {self.name!r} knows no condition {name!r}.",
+                                 nearest(name, known) if known else "It was trained without conditions.")
+        ctx = self.domain.template(Request(ids, seed, dict(condition or {}), dict(options or {})))
+        for name, about in known.items():
+            wanted = (condition or {}).get(name)
+            value = (float(wanted if wanted is not None else about["mean"]) - about["mean"]) / about["std"]
+            ctx.cond[name] = (torch.full((len(ids),), value), torch.full((len(ids),), wanted is not None))
+        return ctx
+
+    def chunks(self, ctx: Context, chunk: int | None = None) -> list[list[int]]:
+        """Which rows of the context are computed together: similar sizes, at most `chunk` (default 256)."""
+        return [part.tolist() for part in chunks_by_length(ctx.sizes, ctx.batch, chunk or CHUNK)]
+
+    def draw(self, drawing: Drawing, ctx: Context, rows: Sequence[int], seed: int,
+             on_step: Callable[[Any], None] | None = None) -> State:
+        """The final state of some rows of a context, on the CPU, padded like the context."""
+        part = ctx.take(torch.as_tensor(rows, dtype=torch.int64))
+        padded = part.n_max
+        if part.sizes is not None:
+            part.n_max = int(part.sizes.max())
+        result = drawing.sampler.run(part.to(drawing.device), seed, on_step=on_step)
+        return {name: _repad(x.cpu(), self.spec[name].shape, padded) for name, x in result.state.items()}
+
+    def draws(self, drawing: Drawing, ctx: Context, chunks: Sequence[Sequence[int]], seed: int,
+              progress: Progress | None = None, skip: Sequence[int] = ()) -> Iterator[tuple[int, State]]:
+        """(chunk number, state) for each chunk that is not in `skip`."""
+        total = sum(len(c) for c in chunks)
+        done = sum(len(chunks[i]) for i in skip)
+        for i, rows in enumerate(chunks):
+            if i in skip:
+                continue
+
+            def on_step(loop: Any, rows: Sequence[int] = rows, before: int = done) -> None:
+                if progress is not None:
+                    progress("Sampling", before + int(len(rows) * loop.stage / max(loop.total, 1)), total)
+
+            state = self.draw(drawing, ctx, rows, seed, on_step)
+            done += len(rows)
+            yield i, state
+
+    def sample(self, num: int, seed: int = 0, *, steps: int | None = None, solver: Mapping[str, Any] | None = None,
+               condition: Mapping[str, Any] | None = None, guidance: Mapping[str, Any] | None = None,
+               chunk: int | None = None, device: str | None = "cpu", precision: int = 32, start: int = 0,
+               progress: Progress | None = None, **options: Any) -> Samples:
+        """Draws samples start, start + 1, ... as native objects with verdicts; `options` are the domain's (sizes=...).
+
+        Raises UsageError for impossible requests, NonFinite if the network fails.
+        """
+        if int(num) < 1:
+            raise UsageError(f"The number of samples must be positive, not {num}.")
+        ids = stack_ids(int(start), int(num))
+        ctx = self.template(ids, seed, condition, options)
+        drawing = self.drawing(solver, steps, guidance, device, precision)
+        chunks = self.chunks(ctx, chunk)
+        states = dict(self.draws(drawing, ctx, chunks, seed, progress))
+        return self.samples(join(states, chunks), ctx, seed, ids.tolist())
+
+    def samples(self, state: State, ctx: Context, seed: int, numbers: Sequence[int]) -> Samples:
+        """Native objects and verdicts of a whole state."""
+        objects = self.domain.decode(state, ctx)
+        return Samples(objects, [sample_id(i) for i in numbers], seed, self.domain.check(objects), self.domain)
+
+
+def join(states: Mapping[int, State], chunks: Sequence[Sequence[int]]) -> State:
+    """The states of all chunks, put back in the order of the rows."""
+    order = torch.argsort(torch.tensor([row for i in sorted(states) for row in chunks[i]]))
+    first = next(iter(states.values()))
+    return {name: torch.cat([states[i][name] for i in sorted(states)])[order] for name in first}
+
+
+def _repad(x: Tensor, shape: Sequence[int | str], n: int) -> Tensor:
+    dims = [n if d == "N" else x.shape[axis + 1] for axis, d in enumerate(shape)]
+    if list(x.shape[1:]) == dims:
+        return x
+    out = x.new_zeros(x.shape[0], *dims)
+    out[tuple(slice(0, size) for size in x.shape)] = x
+    return out

@@ -1,0 +1,112 @@
+"""From a composed training config to a tensor cache: read, fit, encode, hold out, resolve.
+
+The hold-out is drawn from the training split by a hash of the row number, so test data are never seen. What the data
+decide (vocabulary, marginals, sizes of the network's inputs) is filled into the config here, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scidiff.core.errors import UsageError, nearest
+from scidiff.core.run import uniform
+from scidiff.core.spec import Component, StateSpec
+from scidiff.domains import domain_class
+from scidiff.domains.base import Domain, Records
+from scidiff.store import cards
+from scidiff.store.fetch import provide
+from scidiff.store.targets import build
+from scidiff.training.cache import Cache, TensorData
+
+Progress = Callable[[str, int, int | None], None]
+HOLD_OUT, HOLD_OUT_MOST = 0.02, 2400
+
+
+def prepare(config: Mapping[str, Any], progress: Progress | None = None) -> Cache:
+    """The tensor cache of a composed `train` config. Raises UsageError where data, domain and process do not fit."""
+    about = config["domain"]
+    domain = domain_class(about["name"])(**dict(about.get("codec") or {}))
+    domain.need()
+    if progress is not None:
+        progress("Reading data", 0, None)
+    records, data = _records(domain, config["data"], progress)
+    domain, statistics = domain.fit(records.objects)
+    state, ctx = domain.encode(records.objects)
+    statistics = dict(statistics)
+    wanted = list(config.get("condition") or {})
+    if wanted:
+        statistics["conditions"] = {}
+        for name, values in domain.properties(records.objects, wanted).items():
+            mean, std = float(values.mean()), float(values.std().clamp(min=1e-6))
+            statistics["conditions"][name] = {"mean": mean, "std": std}
+            ctx.cond[name] = ((values.float() - mean) / std, torch.ones(len(records), dtype=torch.bool))
+    spec = make_spec(domain, config["process"], statistics)
+    backbone = {**config["backbone"], **{k: v for k, v in domain.backbone_options(spec).items()
+                                         if config["backbone"].get(k) is None}}
+    if wanted:
+        backbone["conditions"] = {name: 1 for name in wanted}
+    shapes = {name: c.shape for name, c in spec.items()}
+    held = _hold_out(len(records), int(config.get("seed", 0)), float(config["data"].get("hold_out", HOLD_OUT)))
+    everything = TensorData.of(state, ctx, shapes)
+    resolved = {
+        **{k: config.get(k) for k in ("experiment", "alias", "summary", "trainer", "logger", "solver", "sampling", "seed")},
+        "objective": dict(config["objective"]), "denoiser": dict(config["process"].get("denoiser") or {}),
+        "domain": {"name": domain.name, "options": domain.options()}, "spec": spec.to_config(), "backbone": backbone,
+        "statistics": statistics, "data": {**data, "count": len(records), "rejected": len(records.rejected)},
+    }
+    return Cache(resolved, _rows(everything, ~held), _rows(everything, held))
+
+
+def make_spec(domain: Domain, process: Mapping[str, Any], statistics: Mapping[str, Any]) -> StateSpec:
+    """The domain's components on the process's paths; paths named `default` serve every component without its own."""
+    paths, parts = dict(process["components"]), domain.components()
+    for name in paths:
+        if name != "default" and name not in parts:
+            raise UsageError(f"The process moves an unknown component {name!r}.", nearest(name, parts))
+    components = {}
+    for name, (space, shape) in parts.items():
+        config = paths.get(name, paths.get("default"))
+        if config is None:
+            raise UsageError(f"The process says nothing about the component {name!r}.")
+        path = build(config).fit((statistics.get("marginals") or {}).get(name))
+        components[name] = Component(space, path, shape)
+    return StateSpec(components)
+
+
+def _records(domain: Domain, data: Mapping[str, Any], progress: Progress | None) -> tuple[Records, dict[str, Any]]:
+    options, limit = dict(data.get("options") or {}), data.get("limit")
+    if data.get("path"):
+        place = Path(str(data["path"])).expanduser()
+        records = domain.read(place, split=data.get("split"), **options)
+        about: dict[str, Any] = {"name": data.get("name"), "title": place.name, "licence": "as the user holds it"}
+    else:
+        card = cards.find(str(data["name"]))
+        if card.domain != domain.name:
+            raise UsageError(f"The data set {card.name!r} belongs to the domain {card.domain!r}, not {domain.name!r}.")
+        found = provide(card, data.get("root"), progress)
+        records = domain.dataset(found.files, found.reader, {**found.options, **options}, data.get("split"), limit)
+        about = {"name": card.name, "title": card.title, "licence": card.licence, "split": data.get("split"),
+                 "references": list(card.citation)}
+    records.require(str(data.get("path") or data["name"]))
+    if limit:
+        records = Records(records.objects[:limit], records.names[:limit], records.rejected)
+    if len(records) < 4:
+        raise UsageError(f"Training needs more than {len(records)} objects.")
+    return records, about
+
+
+def _hold_out(count: int, seed: int, share: float) -> torch.Tensor:
+    u = uniform(seed, torch.arange(count), "hold-out")[:, 0]
+    number = min(max(int(share * count), 1), HOLD_OUT_MOST)
+    held = torch.zeros(count, dtype=torch.bool)
+    held[torch.argsort(u)[:number]] = True
+    return held
+
+
+def _rows(data: TensorData, where: torch.Tensor) -> TensorData:
+    return TensorData({k: v[where] for k, v in data.state.items()}, None if data.sizes is None else data.sizes[where],
+                      {k: v[where] for k, v in data.cond.items()}, data.shapes)
