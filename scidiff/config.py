@@ -114,15 +114,16 @@ def read_option(group: str, name: str) -> dict[str, Any]:
 
 def compose(verb: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The checked, resolved settings of `verb` as a plain dictionary."""
-    return explain(verb, overrides)[0]
+    words = _prepare(verb, overrides)
+    with _session(), _sentences(verb, words):
+        return _composed(verb, words)
 
 
 def explain(verb: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
     """The settings and, for each dotted key, the file (or `command line`) that it came from."""
     words = _prepare(verb, overrides)
     with _session(), _sentences(verb, words):
-        merged = hydra.compose(verb, words, return_hydra_config=True)
-        settings = _finish(merged, dict(merged.hydra.runtime.choices), verb, words)
+        settings = _composed(verb, words)
         return settings, _origins(verb, words, settings)
 
 
@@ -205,6 +206,11 @@ def _prepare(verb: str, overrides: Sequence[str]) -> list[str]:
         if place.owner == "local":
             _log.info("Configs in ./conf are searched first.")
     return words
+
+
+def _composed(verb: str, words: Sequence[str]) -> dict[str, Any]:
+    merged = hydra.compose(verb, list(words), return_hydra_config=True)
+    return _finish(merged, dict(merged.hydra.runtime.choices), verb, words)
 
 
 def _finish(merged: DictConfig, choices: dict[str, Any], verb: str, words: Sequence[str]) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def test_each_heavy_library_has_one_owner():
 
 def test_the_command_line_imports_torch_only_to_examine_the_machine():
     command_line = [file for file in SOURCES if place(file).startswith("cli/")]
-    users = {place(file) for file in command_line if any(module.split(".")[0] == "torch" for module, *_ in imports(file))}
+    users = {place(f) for f in command_line if any(module.split(".")[0] == "torch" for module, *_ in imports(f))}
     assert users <= {"cli/doctor.py"}
 
 

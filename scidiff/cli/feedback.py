@@ -43,8 +43,9 @@ def sentence(error: BaseException) -> str:
     """One sentence for any exception: our own errors, the command parser's, and everything unforeseen."""
     if isinstance(error, ScidiffError):
         return str(error)
-    if hasattr(error, "format_message"):
-        text = re.sub(r"\s*\d+ validation error.*", "", error.format_message().split("\n")[0])
+    parser_message = getattr(error, "format_message", None)
+    if parser_message is not None:
+        text = re.sub(r"\s*\d+ validation error.*", "", parser_message().split("\n")[0])
         return f"{text.rstrip('.')}." if not text.endswith("?") else text
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "The memory is too small for this batch. Try a smaller one with --batch (sampling.chunk)."
@@ -63,13 +64,17 @@ def show_log() -> None:
     """Log lines of scidiff (level INFO and above) appear on the error stream, each of them once."""
     logger = logging.getLogger("scidiff")
     if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler = _Lines()
         seen: set[str] = set()
         handler.addFilter(lambda record: not (record.getMessage() in seen or seen.add(record.getMessage())))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
 
 
 class Progress:

@@ -22,7 +22,7 @@ def split_words(words: Sequence[str] | None) -> tuple[list[str], list[str]]:
 
 
 def is_setting(word: str) -> bool:
-    return bool(re.match(r"^(~[\w./@]+$|(\+\+?|~)?[\w./@]*=)", word))
+    return bool(re.match(r"^(~\w[\w./@]*$|(\+\+?|~)?[\w./@]*=)", word))
 
 
 def assign(values: Mapping[str, Any]) -> list[str]:

@@ -272,13 +272,13 @@ class AnalyticGaussian(Denoiser):
 def ring8(radius: float = 1.0, std: float = 0.05) -> GaussianMixture:
     """Eight modes on a circle in two dimensions."""
     angle = torch.arange(8, dtype=torch.float64) * (2 * math.pi / 8)
-    return GaussianMixture(radius * torch.stack([angle.cos(), angle.sin()], -1), torch.full((8,), std))
+    return GaussianMixture(radius * torch.stack([angle.cos(), angle.sin()], -1), torch.full((8,), std, dtype=torch.float64))
 
 
 def mixture32(seed: int = 0) -> GaussianMixture:
     """Five random unit-normal means in 32 dimensions, standard deviation 0.25."""
     g = torch.Generator().manual_seed(seed)
-    return GaussianMixture(torch.randn(5, 32, dtype=torch.float64, generator=g), torch.full((5,), 0.25))
+    return GaussianMixture(torch.randn(5, 32, dtype=torch.float64, generator=g), torch.full((5,), 0.25, dtype=torch.float64))
 
 
 def random_mixture(seed: int, dim: int = 4, components: int = 6) -> GaussianMixture:

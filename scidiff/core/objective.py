@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from scidiff.core.denoiser import MEMORY, Denoiser
-from scidiff.core.errors import ScidiffError
+from scidiff.core.denoiser import MEMORY, Denoiser, Predictions
+from scidiff.core.errors import ScidiffError, UsageError
 from scidiff.core.path.base import Corrupted
 from scidiff.core.run import Run, hash_text, mix_int
 from scidiff.core.spec import Context, State, StateSpec
@@ -104,20 +104,54 @@ class LogNormalSigmaTime:
         return sigma.clamp(self.sigma_min, self.sigma_max) / self.sigma_max
 
 
+@dataclass(frozen=True)
+class LevelTime:
+    """The times of a path that exists at levels only: finest first, with `probabilities` (default: all alike).
+
+    Without `levels` the objective fills in those of its path.
+    """
+
+    probabilities: tuple[float, ...] = ()
+    levels: tuple[float, ...] = ()
+
+    def of(self, levels: tuple[float, ...]) -> LevelTime:
+        """The law on these levels."""
+        if self.probabilities and len(self.probabilities) != len(levels):
+            raise UsageError(f"{len(self.probabilities)} probabilities do not fit a path of {len(levels)} levels.")
+        return replace(self, levels=tuple(levels))
+
+    def __call__(self, u: Tensor) -> Tensor:
+        p = torch.tensor(self.probabilities or (1.0,) * len(self.levels), dtype=torch.float64, device=u.device)
+        cdf = (p / p.sum()).cumsum(0)
+        place = torch.searchsorted(cdf, u.to(torch.float64), right=True).clamp(max=len(self.levels) - 1)
+        return torch.tensor(self.levels, dtype=torch.float64, device=u.device)[place]
+
+
 class StandardObjective:
     """Coupling, one time per sample, and the weighted sum of the components' losses.
 
     weights: component -> factor (default 1). drop_condition: chance that a sample's conditions are absent (guidance
     without classifier). self_condition: chance that a step sees its own first estimate. stratified: the times of a
-    batch cover [0, 1) evenly (lower variance, same law).
+    batch cover [0, 1) evenly (lower variance, same law). antithetic: bridges are seen at +z and -z, which keeps the
+    gradient's variance finite where gamma' diverges (two network calls a step).
     """
 
     def __init__(self, spec: StateSpec, time: object | None = None, weights: Mapping[str, float] | None = None,
                  coupling: object | None = None, drop_condition: float = 0.0, self_condition: float = 0.5,
-                 stratified: bool = True) -> None:
+                 stratified: bool = True, antithetic: bool = False) -> None:
         unknown = set(weights or {}) - set(spec)
         if unknown:
             raise ScidiffError(f"The objective weighs unknown components: {', '.join(sorted(unknown))}.")
+        levels = next((c.path.levels for c in spec.values() if c.path.levels is not None), None)
+        if levels is not None:
+            time = LevelTime() if time is None else time
+            if not isinstance(time, LevelTime):
+                raise UsageError("A path of levels is trained at its levels.", "Set objective.time to LevelTime.")
+            time = time.of(levels)
+        if coupling is not None and any(getattr(c.path, "centred", False) for c in spec.values()):
+            raise UsageError("A coupling exchanges sources between samples, but a centred path binds each source to "
+                             "its own sample.", "Use no coupling.")
+        self.antithetic = antithetic
         self.spec, self.time, self.coupling = spec, time or UniformTime(), coupling
         self.weights = {n: float((weights or {}).get(n, 1.0)) for n in spec}
         self.drop_condition, self.self_condition, self.stratified = drop_condition, self_condition, stratified
@@ -162,10 +196,20 @@ class StandardObjective:
                 denoiser(z, t, ctx, run)
         preds = denoiser(z, t, ctx, run)
         run.memory.pop(MEMORY, None)
+        each = self._losses(preds, state, noised, t, ctx)
+        if self.antithetic:
+            mirrored = {n: self.spec[n].path.mirror(c, t) if hasattr(self.spec[n].path, "mirror") else c  # type: ignore[attr-defined]
+                        for n, c in noised.items()}
+            other = self._losses(denoiser({n: c.z for n, c in mirrored.items()}, t, ctx, run), state, mirrored, t, ctx)
+            run.memory.pop(MEMORY, None)
+            each = {n: 0.5 * (v + other[n]) for n, v in each.items()}
         total = torch.zeros((), device=ctx.device)
-        metrics = {}
-        for name, c in self.spec.items():
-            each = c.path.loss(preds[name], state[name], noised[name], t, ctx.at(name, c)).mean()
-            total = total + self.weights[name] * each
-            metrics[name] = each.detach()
-        return total, {"loss": total.detach(), **metrics}
+        for name, value in each.items():
+            total = total + self.weights[name] * value
+        return total, {"loss": total.detach(), **{n: v.detach() for n, v in each.items()}}
+
+    def _losses(self, preds: Predictions, state: State, noised: dict[str, Corrupted], t: Tensor,
+                ctx: Context) -> dict[str, Tensor]:
+        """Mean loss of every component."""
+        return {name: c.path.loss(preds[name], state[name], noised[name], t, ctx.at(name, c)).mean()
+                for name, c in self.spec.items()}

@@ -5,19 +5,21 @@
 One network call per stage for the whole state. Fixed plans never wait for the device: coefficients are Python floats,
 noise is counted, and whether everything stayed finite is asked once, at the end; if not, the run is replayed with
 checks (its noise repeats) to name the step and the component. Gradients exist only where the denoiser or a rule sets
-`needs_grad`.
+`needs_grad`. Plans are unpacked into tuples once per Sampler, and the noise of small states is drawn for several steps
+at a time: with a small network the loop itself is what a step costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scidiff.core.denoiser import Denoiser, Predictions
+from scidiff.core.ahead import NoiseAhead
+from scidiff.core.denoiser import Denoiser, Predictions, time_of
 from scidiff.core.errors import NonFinite, ScidiffError, UsageError
 from scidiff.core.plan import Driver, Row, Stage
 from scidiff.core.run import Noise, Run
@@ -25,6 +27,7 @@ from scidiff.core.spec import Context, Site, State, StateSpec
 
 Rule = Callable[[State, State, Predictions, Any, Any, Context, Run], State]
 OnStep = Callable[["Loop"], None]
+Step = tuple[Any, ...]
 
 
 @dataclass
@@ -38,26 +41,36 @@ class Result:
 
 
 class Loop:
-    """Where a run stands: the state, the state at the start of the step, past predictions, the stage number."""
+    """Where a run stands: the state, the state at the start of the step, past predictions, the stage number.
 
-    __slots__ = ("bad", "context", "history", "nfe", "noises", "predictions", "run", "s", "sites", "stage", "start",
+    `stage` counts the stages done. Drivers that look at the loop may change `history` and `run.memory` between stages.
+    """
+
+    __slots__ = ("bad", "context", "history", "nfe", "noises", "predictions", "run", "s", "sites", "spec", "stage", "start",
                  "state", "t", "total")
 
-    def __init__(self, state: State, ctx: Context, run: Run, sites: dict[str, Site], noises: dict[str, Noise],
-                 history: dict[str, dict[str, list[Tensor]]], total: int) -> None:
-        self.state, self.start, self.context, self.run = state, dict(state), ctx, run
-        self.sites, self.noises, self.history, self.total = sites, noises, history, total
+    def __init__(self, spec: StateSpec, state: State, ctx: Context, run: Run, sites: dict[str, Site],
+                 noises: dict[str, Noise], history: dict[str, dict[str, list[Tensor]]]) -> None:
+        self.spec, self.state, self.start, self.context, self.run = spec, state, dict(state), ctx, run
+        self.sites, self.noises, self.history = sites, noises, history
         self.predictions: Predictions = {}
-        self.nfe = self.stage = 0
+        self.nfe = self.stage = self.total = 0
         self.t: Any = 1.0
         self.s: Any = 1.0
         self.bad: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """A checkpoint of the run between two stages; `Sampler.run(resume=...)` continues from it."""
+        """A checkpoint of the run between two steps; `Sampler.run(resume=...)` continues from it."""
         return {"state": dict(self.state), "start": dict(self.start), "stage": self.stage, "nfe": self.nfe,
                 "history": {n: {f: list(h) for f, h in kinds.items()} for n, kinds in self.history.items()},
                 "run": self.run.state_dict()}
+
+    def bound(self) -> Predictions:
+        """The last predictions, able to convert among kinds."""
+        for name, pred in self.predictions.items():
+            if pred.path is None and name in self.sites:
+                pred.bind(self.spec[name].path, self.state[name], time_of(self.t, name), self.sites[name])
+        return self.predictions
 
 
 class Sampler:
@@ -73,9 +86,9 @@ class Sampler:
         self.denoiser: Any = denoiser
         self.needs_grad = bool(getattr(denoiser, "needs_grad", False)
                                or any(getattr(r, "needs_grad", False) for r in rules))
-        self._history = driver.history(spec)
-        self._push = [(n, f, depth) for n, kinds in self._history.items() for f, depth in kinds.items()]
-        self._wraps = {n: c.space.wraps for n, c in spec.items()}
+        self._kept = [(n, form, depth) for n, kinds in driver.history(spec).items() for form, depth in kinds.items()]
+        self._place = {(n, form): i for i, (n, form, _) in enumerate(self._kept)}
+        self._unpacked: dict[float, list[Step]] = {}
         self._graph: Any = None
         if compile:
             self.denoiser = torch.compile(denoiser)
@@ -100,16 +113,25 @@ class Sampler:
         """
         if start is None and t_start != 1.0 and resume is None:
             raise ScidiffError("Starting before the source (t_start < 1) needs a start state.")
-        if self._graph is not None and start is None and resume is None and on_step is None:
+        if self._graph is not None and isinstance(seed, int) and start is None and resume is None and on_step is None:
             return self._graph.run(ctx, seed)
+        origin = {"resume": resume} if resume is not None else {"start": start, "memory": _memory(seed)}
         with torch.inference_mode(not self.needs_grad):
             loop = self._begin(ctx, seed, start, resume)
-            self._loop(loop, t_start, on_step, check=False)
+            self._loop(loop, t_start, on_step)
             if not self._finite(loop):
-                again = self._begin(ctx, seed if isinstance(seed, int) else seed.seed, start, resume)
-                self._loop(again, t_start, None, check=True)
-                raise NonFinite("The run ended with values that are not finite.")
-        return Result(loop.state, loop.predictions, loop.nfe, loop.run)
+                self._replay(ctx, seed, t_start, origin)
+        return Result(loop.state, loop.bound(), loop.nfe, loop.run)
+
+    def _replay(self, ctx: Context, seed: int | Run, t_start: float, origin: Mapping[str, Any]) -> None:
+        """Repeats a failed run with checks after each stage; raises NonFinite."""
+        run: int | Run = seed
+        if isinstance(seed, Run):
+            run = Run(seed.seed, seed.stream)
+            run.memory.update(origin.get("memory") or {})
+        loop = self._begin(ctx, run, origin.get("start"), origin.get("resume"))
+        self._loop(loop, t_start, None, self._locate)
+        raise NonFinite("The run ended with values that are not finite.")
 
     def _begin(self, ctx: Context, seed: int | Run, start: State | None, resume: Mapping[str, Any] | None) -> Loop:
         run = seed if isinstance(seed, Run) else Run(seed)
@@ -124,66 +146,96 @@ class Sampler:
             missing = set(self.spec) - set(state)
             if missing:
                 raise ScidiffError(f"The start state has no component {', '.join(sorted(missing))}.")
-        history = {n: {f: [] for f in kinds} for n, kinds in self._history.items()}
-        loop = Loop(state, ctx, run, sites, noises, history, 0)
+        history: dict[str, dict[str, list[Tensor]]] = {}
+        for name, form, _ in self._kept:
+            history.setdefault(name, {})[form] = [] if resume is None else list(resume["history"][name][form])
+        loop = Loop(self.spec, state, ctx, run, sites, noises, history)
         if resume is not None:
             loop.start, loop.stage, loop.nfe = dict(resume["start"]), resume["stage"], resume["nfe"]
-            loop.history = {n: {f: list(h) for f, h in kinds.items()} for n, kinds in resume["history"].items()}
         return loop
 
-    def _loop(self, loop: Loop, t_start: float, on_step: OnStep | None, check: bool) -> None:
-        denoiser, ctx, run, spec, push = self.denoiser, loop.context, loop.run, self.spec, self._push
-        state, history, start = loop.state, loop.history, loop.start
-        rules, wraps, add, mul = self.rules, self._wraps, torch.add, torch.mul
-        loop.total = self.driver.total(spec, t_start)
-        skip = loop.stage
-        for number, stage in enumerate(self.driver.stages(loop, t_start)):
-            if number < skip:
-                continue
-            run.step = number
-            loop.t, loop.s = stage.t, stage.s
-            if stage.evaluate:
-                preds = denoiser(state, stage.t, ctx, run)
-                loop.predictions = preds
+    def _unpack(self, stage: Stage) -> Step:
+        """A stage as nested tuples: what the loop touches, in the order in which it does."""
+        rows = []
+        for r in stage.rows:
+            space = self.spec[r.name].space
+            affine = r.kernel == "affine"
+            terms = tuple(zip(r.b, r.on, strict=True)) if affine else ()
+            rows.append((r.name, affine, r.base == "start", r.a, self._place.get((r.name, r.form)), terms,
+                         r.m, r.c, r.tag, space.wrap if space.wraps else None, r.keep, r))
+        return stage.t, stage.s, stage.evaluate, stage.last, tuple(rows), stage
+
+    def _steps(self, loop: Loop, t_start: float) -> Iterable[Step]:
+        """The stages still to do, unpacked; those of a plan once per Sampler."""
+        if not hasattr(self.driver, "plan"):
+            return map(self._unpack, self.driver.stages(loop, t_start))
+        found = self._unpacked.get(t_start)
+        if found is None:
+            found = self._unpacked[t_start] = [self._unpack(s) for s in self.driver.plan(self.spec, t_start).stages]
+        return found[loop.stage:] if loop.stage else found
+
+    def _call(self) -> Any:
+        """The denoiser without the detour through nn.Module.__call__ where it has no hooks."""
+        d = self.denoiser
+        plain = type(d).__call__ is torch.nn.Module.__call__ if isinstance(d, Denoiser) else False
+        hooked = plain and (d._forward_hooks or d._forward_pre_hooks or d._backward_hooks or d._backward_pre_hooks)
+        return d.forward if plain and not hooked else d
+
+    def _loop(self, loop: Loop, t_start: float, on_step: OnStep | None, check: Callable[[Loop], None] | None = None) -> None:
+        ctx, run, state, start, rules = loop.context, loop.run, loop.state, loop.start, self.rules
+        past = [loop.history[name][form] for name, form, _ in self._kept]
+        push = [(name, form, depth, kept) for (name, form, depth), kept in zip(self._kept, past, strict=True)]
+        loop.total = self.driver.total(self.spec, t_start)
+        predict, mul, add, centre = self._call(), torch.mul, torch.add, ctx.centre
+        steps = self._steps(loop, t_start)
+        ahead = NoiseAhead(loop, steps if isinstance(steps, list) else ())
+        number = loop.stage
+        for t, s, evaluate, last, rows, stage in steps:
+            run.step, loop.t, loop.s = number, t, s
+            if evaluate:
+                loop.predictions = preds = predict(state, t, ctx, run)
                 loop.nfe += 1
-                for name, form, depth in push:
+                for name, form, depth, kept in push:
                     pred = preds[name]
                     value = pred.values.get(form)
                     if value is None:
-                        t = stage.t[name] if isinstance(stage.t, Mapping) else stage.t
-                        value = pred.bind(spec[name].path, state[name], t, loop.sites[name]).to(form)
-                    kept = history[name][form]
+                        value = pred.bind(self.spec[name].path, state[name], time_of(t, name), loop.sites[name]).to(form)
                     kept.insert(0, value)
-                    del kept[depth:]
-            before = dict(state) if rules else None
-            for row in stage.rows:
-                name = row.name
-                base = state[name] if row.base == "current" else start[name]
-                if row.kernel == "affine":
-                    kept = history[name][row.form] if row.on else ()
-                    x = mul(base, row.a)
-                    for b, k in zip(row.b, row.on, strict=True):
-                        x.add_(kept[k], alpha=b)
-                    if row.m != 0.0 and name in ctx.centre:
-                        x.add_(ctx.centre[name], alpha=row.m)
-                    if row.c != 0.0:
-                        x = add(x, loop.noises[name].normal(row.tag), alpha=row.c)
-                    if wraps[name]:
-                        x = spec[name].space.wrap(x)
+                    if len(kept) > depth:
+                        kept.pop()
+            before = dict(state) if rules and last else None
+            for name, affine, from_start, a, place, terms, m, c, tag, wrap, keep, row in rows:
+                base = start[name] if from_start else state[name]
+                if affine:
+                    if terms:
+                        kept = past[place]
+                        b, k = terms[0]
+                        x = add(base, kept[k], alpha=b) if a == 1.0 else mul(base, a).add_(kept[k], alpha=b)
+                        for b, k in terms[1:]:
+                            x.add_(kept[k], alpha=b)
+                    else:
+                        x = mul(base, a)
+                    if m != 0.0 and name in centre:
+                        x.add_(centre[name], alpha=m)
+                    if c != 0.0:
+                        x = add(x, ahead.normal(name, tag, number), alpha=c)
+                    if wrap is not None:
+                        x = wrap(x)
                 else:
                     x = self._apply(loop, stage, row, base)
                 state[name] = x
-                if row.keep:
+                if keep:
                     start[name] = x
-            if check:
-                self._locate(loop, number)
-            loop.stage = number + 1
-            if stage.last:
+            number += 1
+            loop.stage = number
+            if check is not None:
+                check(loop)
+            if last:
                 if rules:
+                    preds = loop.bound()
                     for rule in rules:
-                        changed = rule(dict(state), before, loop.predictions, stage.t, stage.s, ctx, run)  # type: ignore[arg-type]
-                        state.update(changed)
-                    start.update(state)
+                        state.update(rule(dict(state), before, preds, t, s, ctx, run))  # type: ignore[arg-type]
+                start.update(state)
                 if on_step is not None:
                     on_step(loop)
 
@@ -191,31 +243,36 @@ class Sampler:
         pred = loop.predictions.get(row.name)
         component = self.spec[row.name]
         if pred is not None and stage.evaluate:
-            t = stage.t[row.name] if isinstance(stage.t, Mapping) else stage.t
-            pred.bind(component.path, loop.state[row.name], t, loop.sites[row.name])
+            pred.bind(component.path, loop.state[row.name], time_of(stage.t, row.name), loop.sites[row.name])
             if component.space.categorical:
                 bad = torch.isfinite(pred.value).all().logical_not()
                 loop.bad = bad if loop.bad is None else loop.bad | bad
         return component.path.apply(row, base, pred, loop.sites[row.name], loop.noises[row.name])
 
     def _finite(self, loop: Loop) -> bool:
-        flags = [torch.isfinite(x).all() for x in loop.state.values() if x.is_floating_point()]
+        """Whether the run ended well: the one question that waits for the device."""
+        good = [torch.isfinite(x).all() for x in loop.state.values() if x.is_floating_point()]
         if loop.bad is not None:
-            flags.append(loop.bad.logical_not())
-        return all(bool(f) for f in flags)
+            good.append(loop.bad.logical_not())
+        if not good:
+            return True
+        return bool(good[0] if len(good) == 1 else torch.stack(good).all())
 
-    def _locate(self, loop: Loop, number: int) -> None:
+    def _locate(self, loop: Loop) -> None:
+        where = f"at step {loop.stage} of {loop.total} (t = {_text(loop.t)})"
         for name, pred in loop.predictions.items():
             if not bool(torch.isfinite(pred.value).all()):
-                raise NonFinite(f"The network returned values that are not finite for component {name!r} at step "
-                                f"{number + 1} of {loop.total} (t = {_text(loop.t)}).",
+                raise NonFinite(f"The network returned values that are not finite for component {name!r} {where}.",
                                 "Check the training run, or sample with precision=64 or device=cpu.")
         for name, x in loop.state.items():
             if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-                raise NonFinite(f"Component {name!r} stopped being finite at step {number + 1} of {loop.total} "
-                                f"(t = {_text(loop.t)}), though the network's output was finite.",
+                raise NonFinite(f"Component {name!r} stopped being finite {where}, though the network's output was finite.",
                                 "Use more steps or a lower order.")
 
 
+def _memory(seed: int | Run) -> dict[str, Any]:
+    return dict(seed.memory) if isinstance(seed, Run) else {}
+
+
 def _text(t: Any) -> str:
-    return f"{t:.4g}" if isinstance(t, float) else "per component"
+    return f"{t:.4g}" if isinstance(t, float) else "per sample or component"

@@ -26,7 +26,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ConditionEmbedding(nn.Module):
-    """Named real-valued conditions (value [B] or [B, d], present [B]) -> [B, width]; absent ones add a learned vector."""
+    """Named real conditions (value [B] or [B, d], present [B]) -> [B, width]; absent ones add a learned vector."""
 
     def __init__(self, sizes: dict[str, int], width: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """A residual perceptron for states whose components are plain vectors (or small arrays, flattened).
 
-    h = W_in [features, previous] ;   per block  h += W2 silu(W1 (LN(h) (1 + scale(c)) + shift(c))) ;   out = W_out LN(h)
+    h = W_in [features, previous];   per block h += W2 silu(W1 (LN(h) (1 + scale(c)) + shift(c)));   out = W_out LN(h)
 
 c embeds the time (one for all components, or one each) and the conditions. The output layer is zero at the start, so
 that an untrained network predicts zero.
@@ -54,8 +54,8 @@ class MLP(nn.Module):
         super().__init__()
         self.inputs = {n: int(w) for n, w in inputs.items()}
         given = outputs or {}
-        if set(given) - set(self.inputs):
-            raise UsageError(f"The network has outputs without inputs: {', '.join(sorted(set(given) - set(self.inputs)))}.")
+        if odd := sorted(set(given) - set(self.inputs)):
+            raise UsageError(f"The network has outputs without inputs: {', '.join(odd)}.")
         self.shapes: dict[str, tuple[int, ...]] = {}
         for name, default in self.inputs.items():
             shape = given.get(name, default)

@@ -3,11 +3,11 @@
 Nodes h [B, N, dx], pairs e [B, N, N, de] (symmetric), a global vector c [B, dc] from time, size and conditions.
 One layer, per head:
 
-    u = adaLN(h, c);   logit_ij = q_i . k_j / sqrt(d) + w_b . LN(e_ij);   att = softmax_j(logit) * sigmoid(w_g . LN(e_ij))
+    u = adaLN(h, c);   logit_ij = q_i.k_j / sqrt(d) + w_b.LN(e_ij);   att = softmax_j(logit) * sigmoid(w_g.LN(e_ij))
     h += W att v;      h += MLP(adaLN(h, c))
     e += W [a_i * a_j + b_i + b_j, sym(logit)];      e += MLP(LN e)
 
-adaLN: shift, scale and gate from c by one matrix shared by all layers plus a learned offset per layer, zero at the start
+adaLN: shift, scale and gate from c by one matrix shared by all layers plus a learned offset per layer, zero at first
 (Peebles & Xie 2023, arXiv 2212.09748; Chen et al. 2023, arXiv 2310.00426); random-walk features of the current graph
 (Ma et al. 2023, arXiv 2305.17589); valences from real bond orders. Equivariant under permutations of the nodes; entries
 beyond a sample's size are never read.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def random_walks(adjacency: Tensor, steps: int) -> Tensor:
-    """Relative random-walk probabilities [B, N, N, steps] of a non-negative adjacency [B, N, N]: I, M, ..., M^(steps-1)."""
+    """Random-walk probabilities [B, N, N, steps] of a non-negative adjacency [B, N, N]: I, M, ..., M^(steps-1)."""
     with torch.autocast(adjacency.device.type, enabled=False):
         adjacency = adjacency.float()
         walk = adjacency / adjacency.sum(-1, keepdim=True).clamp(min=1e-6)
@@ -92,7 +92,8 @@ class PairFormer(nn.Module):
                  node_logits: int | None = None, pair_logits: int | None = None,
                  orders: Sequence[float] = (0.0, 1.0, 2.0, 3.0), normal_valence: Sequence[float] = (),
                  max_size: int = 9, dx: int = 128, de: int = 32, dc: int = 128, depth: int = 4, heads: int = 8,
-                 widen: int = 2, walks: int = 8, self_conditioning: bool = True, conditions: dict[str, int] | None = None) -> None:
+                 widen: int = 2, walks: int = 8, self_conditioning: bool = True,
+                 conditions: dict[str, int] | None = None) -> None:
         super().__init__()
         self.nodes, self.pairs, self.walks, self.max_size = nodes, pairs, walks, float(max_size)
         self.node_logits, self.pair_logits = node_logits or node_classes, pair_logits or pair_classes

@@ -88,8 +88,8 @@ def test_help_of_every_verb(verb, capsys):
 def test_help_names_the_override_of_each_flag(capsys):
     run(["generate", "--help"])
     printed = " ".join(capsys.readouterr().out.split())
-    for key in ("sampling.num", "sampling.steps", "sampling.sizes", "sampling.chunk", "sampling.only", "guidance.weight",
-                "condition.K", "(seed)", "(out)", "(from)", "(device)", "(resume)"):
+    for key in ("sampling.num", "sampling.steps", "sampling.sizes", "sampling.chunk", "sampling.only", "condition.K",
+                "guidance.weight", "(seed)", "(out)", "(from)", "(device)", "(resume)"):
         assert key in printed
 
 

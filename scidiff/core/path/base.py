@@ -60,7 +60,7 @@ class Path(ABC):
         """(t_min, t_max): where the path may be evaluated."""
         return (0.0, 1.0)
 
-    def validate(self, space: Space) -> None:
+    def validate(self, space: Space) -> None:  # noqa: B027 - most paths live anywhere
         """Raises ScidiffError if this path cannot live in the space."""
 
     def fit(self, statistics: Any) -> Path:

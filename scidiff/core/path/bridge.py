@@ -193,9 +193,9 @@ class Bridge(Path):
 
     def posterior(self, z: Tensor, pred: Prediction, t: Time, s: Time, ctx: Site, noise: Noise, tag: str = "step",
                   eta: float = 1.0) -> Tensor:
-        """x_s given x_t and x0 along the Brownian bridge, N(D + (s/t)(x_t - D), eta^2 scale^2 s (t - s) / t)."""
+        """x_s along the Brownian bridge from x0 = D: N(D + (s/t)(x_t - D), eta^2 scale^2 s (t - s) / t)."""
         if self.interpolant != "linear" or self.gamma == "sine":
-            raise ScidiffError("The posterior kernel of a bridge needs a linear interpolant and a Brownian or no gamma.")
+            raise ScidiffError("The posterior kernel of a bridge needs a linear interpolant and brownian or no gamma.")
         share = s / t
         out = z * fit_to(share, z) + pred.data * fit_to(1.0 - share, z)
         if self.gamma == "brownian" and eta > 0.0:

@@ -173,7 +173,8 @@ _SLOPE = {"average": torch.ones_like, "increased": lambda t: 2.0 * t, "decreased
 class RDDM(ResidualShift):
     """abar and bbar^2 / noise^2 grow from 0 to 1 by their own rules.
 
-    "average" is t, "increased" t^2, "decreased" 2t - t^2. The names say how the per-step coefficients change with t, as in the paper; `noise` is bbar(1).
+    "average" is t, "increased" t^2, "decreased" 2t - t^2: the names say how the steps change with t, as in the paper.
+    `noise` is bbar(1).
     """
 
     residual_rule: str = "decreased"

@@ -62,7 +62,7 @@ def _norm_table(sigma_min: float, sigma_max: float, period: float, count: int, p
         d = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000 * 2 * half - half
         density = wrapped_log_density(d, s, period, count).exp()
         value = (density * wrapped_score(d, s, period, count) ** 2).sum() * (2 * half / 2000)
-        out.append((value.sqrt() * s))
+        out.append(value.sqrt() * s)
     return torch.stack(out)
 
 
@@ -81,7 +81,7 @@ class WrappedPath(VE):
         if self.weight not in ("own", "unit"):
             raise ScidiffError(f"A wrapped path has the weights 'own' and 'unit', not {self.weight!r}.")
         if not 0.0 < self.sigma_min < self.sigma_max:
-            raise ScidiffError(f"A wrapped path needs 0 < sigma_min < sigma_max, not {self.sigma_min}, {self.sigma_max}.")
+            raise ScidiffError("A wrapped path needs 0 < sigma_min < sigma_max.")
         if self.centred:
             raise ScidiffError("A wrapped path has no centre.")
 

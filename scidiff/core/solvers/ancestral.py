@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from scidiff.core.errors import UsageError
 from scidiff.core.plan import Row
-from scidiff.core.solvers.fixed import Part, clean_row, gaussian
+from scidiff.core.solvers.fixed import Part, clean_row, ends, gaussian
 from scidiff.core.solvers.grid import Grid, LambdaGrid
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Ancestral:
     order: int = 1
 
     def __post_init__(self) -> None:
+        ends(self.last)
         if self.form not in ("auto", "noise", "data"):
             raise UsageError(f"The form of an ancestral solver is 'auto', 'noise' or 'data', not {self.form!r}.")
         if not 0.0 <= self.eta <= 1.0:

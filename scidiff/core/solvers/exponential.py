@@ -18,11 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from scidiff.core.errors import UsageError, nearest
 from scidiff.core.plan import Row
-from scidiff.core.solvers.fixed import Part, clean_row, gaussian
+from scidiff.core.solvers.fixed import Part, clean_row, ends, gaussian
 from scidiff.core.solvers.grid import Grid, LambdaGrid
 from scidiff.core.solvers.moments import exponential_moments, weights
 
@@ -36,30 +37,33 @@ FORMS = ("auto", "noise", "data")
 class Exponential:
     """The default solver of Gaussian paths.
 
-    order: nodes of the predictor, 1 to 4 (warm-up 1, 2, ...). corrector: nodes of the corrector, 0 for none, "auto" for
-    one more than the predictor. form: "auto" is data with eta > 0 and on given levels, else noise. final_order: an upper
-    bound on the order of the last step. last: "stop" at the end of the grid, or "data" to return the data prediction there.
+    order: at most so many predictions in the predictor, 1 to 4. reach: only those no further back than this in lambda,
+    so that few large steps use a low order and many small ones a high order (a polynomial through points far apart
+    extrapolates badly). corrector: how many more the corrector uses, 0 for no corrector. form: "auto" is data with eta > 0
+    and on given levels, else noise. final_order: an upper bound on the order of the last step. last: "stop" at the end of
+    the grid, or "data" to return the data prediction there. variant="dpmpp" fixes order 2, no corrector, no reach.
     """
 
-    order: int = 2
+    order: int = 4
+    corrector: int = 2
+    reach: float = 1.5
     form: str = "auto"
-    corrector: int | str = "auto"
     eta: float = 0.0
     variant: str = "exact"
     final_order: int | None = None
     last: str = "stop"
 
     def __post_init__(self) -> None:
+        ends(self.last)
         if self.form not in FORMS:
             raise UsageError(f"An exponential solver has no form {self.form!r}.", nearest(self.form, FORMS))
         if self.variant not in ("exact", "dpmpp"):
             raise UsageError(f"The variant of an exponential solver is 'exact' or 'dpmpp', not {self.variant!r}.")
-        if not 1 <= self.order <= 4 or self.eta < 0.0:
-            raise UsageError("An exponential solver needs an order from 1 to 4 and eta >= 0.")
-        if self.variant == "dpmpp" and (self.order != 2 or self.form == "noise" or self.corrector not in (0, "auto")):
-            raise UsageError("The variant 'dpmpp' is a second-order rule in data form without a corrector.")
-        if self.eta > 0.0 and self.form == "noise":
-            raise UsageError("A stochastic exponential solver works in data form.", "Use form=data.")
+        if not 1 <= self.order <= 4 or self.eta < 0.0 or self.corrector < 0:
+            raise UsageError("An exponential solver needs an order from 1 to 4, eta >= 0 and corrector >= 0.")
+        if self.form == "noise" and (self.eta > 0.0 or self.variant == "dpmpp"):
+            raise UsageError("A stochastic exponential solver, like the variant 'dpmpp', works in data form.",
+                             "Use form=data.")
 
     def default_grid(self) -> Grid:
         return LambdaGrid()
@@ -67,68 +71,62 @@ class Exponential:
     def parts(self, name: str, component: Component, times: Sequence[float]) -> list[list[Part]]:
         path = gaussian(component, "An exponential solver")
         noise = not self._data_form(component)
-        form, depth = ("noise" if noise else "data"), self._nodes_of_corrector(component)
+        published = self.variant == "dpmpp"
+        order, extra = (2, 0) if published else (self.order, 0 if path.levels is not None else self.corrector)
+        reach = math.inf if published else self.reach
         k = [path.coefficients(t) for t in times]
-        out: list[list[Part]] = []
-        before: tuple[float, tuple[float, ...], list[float]] | None = None
         steps = len(times) - 1
-        for i in range(steps):
-            t, s = times[i], times[i + 1]
-            if i == steps - 1 and self.last == "data":
+        out: list[list[Part]] = []
+        correction: list[float] = []
+        for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+            final = i == steps - 1
+            if final and self.last == "data":
                 out.append([Part(t, (clean_row(name, t, s),))])
                 break
             now, then = k[i], k[i + 1]
+            most = min(order, self.final_order) if final and self.final_order is not None else order
+            past = _past(k, i, most, reach)
+            a, gain, b = self._rule(noise, now, then, past)
+            used = _plus([gain * w for w in b], [a * w for w in correction])
             h = then.lam - now.lam
-            order = self.order if i < steps - 1 or self.final_order is None else self.final_order
-            lams = [v.lam for v in k[max(0, i - order + 1):i + 1]][::-1]
-            nodes = [(v - now.lam) / h for v in lams if math.isfinite(v) or v == now.lam] if math.isfinite(h) else [0.0]
-            a, gain, b = self._rule(noise, now, then, h, nodes)
             fresh = then.sigma * math.sqrt(-math.expm1(-2.0 * self.eta * h)) if self.eta > 0.0 else 0.0
-            total = [gain * w for w in b]
-            if before is not None and depth and math.isfinite(h):
-                gain_before, b_before, fix = before
-                correction = [gain_before * (c - p) for c, p in zip(fix, [0.0, *b_before, *[0.0] * len(fix)], strict=False)]
-                total = [x + a * y for x, y in _padded(total, correction)]
-            row = Row(name, "affine", form, a=a, b=tuple(total), on=tuple(range(len(total))), m=then.c - a * now.c, c=fresh,
-                      t=t, s=s)
+            row = Row(name, "affine", "noise" if noise else "data", a=a, b=tuple(used), on=tuple(range(len(used))),
+                      m=then.c - a * now.c, c=fresh, t=t, s=s)
             out.append([Part(t, (row,))])
-            before = self._correction(noise, k, i, h, depth, gain, b) if depth and math.isfinite(h) else None
+            correction = []
+            if extra and math.isfinite(h):
+                fixed = self._rule(noise, now, then, [then.lam, *_past(k, i, len(past) + extra - 1, math.inf)])[2]
+                correction = [gain * w for w in _plus(list(fixed), [0.0, *(-w for w in b)])]
         return out
 
     def _data_form(self, component: Component) -> bool:
         data = self.form == "data" or self.eta > 0.0 or self.variant == "dpmpp"
-        if component.space.wraps:
-            if data:
-                raise UsageError("On a torus an exponential solver works in noise form without eta.")
-            return False
+        if component.space.wraps and data:
+            raise UsageError("On a torus an exponential solver works in noise form without eta.")
         return data or (self.form == "auto" and component.path.levels is not None)
 
-    def _nodes_of_corrector(self, component: Component) -> int:
-        if self.corrector == "auto":
-            return 0 if self.variant == "dpmpp" or component.path.levels is not None else self.order + 1
-        return int(self.corrector)
-
-    def _rule(self, noise: bool, now: Any, then: Any, h: float, nodes: list[float]) -> tuple[float, float, tuple[float, ...]]:
-        """Factor of x, common factor of the weights, and the weights."""
-        if noise:
-            return then.alpha / now.alpha, -then.sigma, weights(nodes, exponential_moments(len(nodes), h, h))
+    def _rule(self, noise: bool, now: Any, then: Any, lams: Sequence[float]) -> tuple[float, float, tuple[float, ...]]:
+        """Factor of x, common factor of the weights, and the weights of the predictions at `lams`."""
+        h = then.lam - now.lam
         kappa = 1.0 + self.eta
-        a = then.sigma / now.sigma * (math.exp(-self.eta * h) if self.eta > 0.0 else 1.0)
+        if noise:
+            a, gain = then.alpha / now.alpha, -then.sigma
+        else:
+            a, gain = then.sigma / now.sigma * (math.exp(-self.eta * h) if self.eta > 0.0 else 1.0), then.alpha
         if not math.isfinite(h):
-            return a, then.alpha, (1.0,)
-        moments = exponential_moments(len(nodes), -kappa * h, kappa * h)
-        if self.variant == "dpmpp" and len(nodes) > 1:
+            return a, gain, (1.0,)
+        rate, length = (h, h) if noise else (-kappa * h, kappa * h)
+        moments = exponential_moments(len(lams), rate, length)
+        if self.variant == "dpmpp" and len(lams) > 1:
             moments[1] = 0.5 * moments[0]
-        return a, then.alpha, weights(nodes, moments)
-
-    def _correction(self, noise: bool, k: list[Any], i: int, h: float, depth: int, gain: float,
-                    b: tuple[float, ...]) -> tuple[float, tuple[float, ...], list[float]]:
-        """What the next row needs to repeat step i with the prediction at its end, newest node first."""
-        lams = [v.lam for v in k[max(0, i - depth + 2):i + 2]][::-1]
-        nodes = [(v - k[i].lam) / h for v in lams if math.isfinite(v)]
-        return gain, b, list(self._rule(noise, k[i], k[i + 1], h, nodes)[2])
+        return a, gain, weights([(v - now.lam) / h for v in lams], moments)
 
 
-def _padded(x: list[float], y: list[float]) -> list[tuple[float, float]]:
-    n = max(len(x), len(y))
-    return list(zip([*x, *[0.0] * (n - len(x))], [*y, *[0.0] * (n - len(y))], strict=True))
+def _past(k: Sequence[Any], i: int, count: int, reach: float) -> list[float]:
+    """lambda now and of earlier stages, newest first: at most `count`, none further than `reach` or at pure noise."""
+    here = k[i].lam
+    return [here] + [v.lam for v in k[max(0, i - count + 1):i][::-1] if math.isfinite(v.lam) and here - v.lam <= reach]
+
+
+def _plus(x: list[float], y: list[float]) -> list[float]:
+    return [a + b for a, b in zip_longest(x, y, fillvalue=0.0)]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from scidiff.core.errors import ScidiffError, UsageError, nearest
 from scidiff.core.path.gaussian import GaussianPath
 from scidiff.core.plan import Row, SolverPlan, Stage
-from scidiff.core.solvers.grid import GivenGrid, Grid, KarrasGrid, LambdaGrid, PowerGrid
+from scidiff.core.solvers.grid import GivenGrid, Grid, KarrasGrid, LambdaGrid, NaturalGrid, PowerGrid
 
 if TYPE_CHECKING:
     from scidiff.core.sampler import Loop
@@ -34,7 +34,7 @@ class Part:
 
 
 class Method(Protocol):
-    """How one component moves along a grid. `order` is the observed order of convergence of the endpoint."""
+    """How one component moves along a grid. `order` is its nominal order of convergence."""
 
     @property
     def order(self) -> int: ...
@@ -52,6 +52,12 @@ def gaussian(component: Component, who: str) -> GaussianPath:
         raise UsageError(f"{who} moves Gaussian paths, not {type(component.path).__name__}.",
                          "Name a method for this component under solver.methods.")
     return component.path
+
+
+def ends(last: str) -> None:
+    """UsageError unless `last` is a way in which a method of real numbers may end."""
+    if last not in ("stop", "data"):
+        raise UsageError(f"The last step of a solver is 'stop' or 'data', not {last!r}.")
 
 
 def clean_row(name: str, t: float, s: float) -> Row:
@@ -169,5 +175,5 @@ def _joint(times: dict[str, float]) -> Any:
     return values.pop() if len(values) == 1 else times
 
 
-__all__ = ["Fixed", "GivenGrid", "Grid", "KarrasGrid", "LambdaGrid", "Method", "Part", "PowerGrid", "Stored", "clean_row",
-           "gaussian"]
+__all__ = ["Fixed", "GivenGrid", "Grid", "KarrasGrid", "LambdaGrid", "Method", "NaturalGrid", "Part", "PowerGrid", "Stored", "clean_row",
+           "ends", "gaussian"]

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from scidiff.core.errors import UsageError
 from scidiff.core.path.base import Path
+from scidiff.core.path.gaussian import GaussianPath
 
 
 class Grid(Protocol):
@@ -36,15 +37,40 @@ class PowerGrid:
 
 @dataclass(frozen=True)
 class LambdaGrid:
-    """Uniform in half log-SNR lambda, the default of Gaussian paths."""
+    """Uniform in half log-SNR lambda, the default of Gaussian paths; uniform in t where there is no lambda.
+
+    With u = i / N and both numbers in [0, 0.5], `middle` moves all points towards the data by middle u (1 - u) and `ends`
+    lengthens the first and last steps by 1 + ends: lambda = low + (high - low) (u + middle u (1 - u) + ends sin(2 pi u) / 2 pi).
+    """
+
+    middle: float = 0.0
+    ends: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.middle <= 0.5 and 0.0 <= self.ends <= 0.5):
+            raise UsageError("The numbers of a grid uniform in lambda lie between 0 and 0.5.")
 
     def __call__(self, path: Path, steps: int, t_start: float, t_end: float) -> list[float]:
+        if not isinstance(path, GaussianPath):
+            return PowerGrid()(path, steps, t_start, t_end)
         g: Any = path
         low, high = g.coefficients(t_start).lam, g.coefficients(t_end).lam
         if not (math.isfinite(low) and math.isfinite(high)):
             raise UsageError("A grid uniform in lambda needs finite log-SNR at both ends.", "Use solver/grid: PowerGrid.")
-        lams = [low + (high - low) * i / steps for i in range(steps + 1)]
+        lams = [low + (high - low) * self._share(i / steps) for i in range(steps + 1)]
         return _spaced([float(g.t_of_lambda(v)) for v in lams], t_start, t_end)
+
+    def _share(self, u: float) -> float:
+        return u + self.middle * u * (1.0 - u) + self.ends * math.sin(2.0 * math.pi * u) / (2.0 * math.pi)
+
+
+@dataclass(frozen=True)
+class NaturalGrid:
+    """Uniform in t for flows and bridges (paths whose networks predict a velocity), uniform in lambda for the others."""
+
+    def __call__(self, path: Path, steps: int, t_start: float, t_end: float) -> list[float]:
+        straight = not isinstance(path, GaussianPath) or path.default_kind == "velocity"
+        return (PowerGrid() if straight else LambdaGrid())(path, steps, t_start, t_end)
 
 
 @dataclass(frozen=True)

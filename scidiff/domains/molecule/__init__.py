@@ -1,0 +1,257 @@
+"""Small molecules: (element, charge) atoms and kekulised bonds of a dense graph.
+
+State: atoms [N] of K token classes and bonds [N, N] of 4 classes (none, single, double, triple; by unordered pair).
+Native object: `rdkit.Chem.Mol`. A domain instance holds the vocabulary, the largest size and the size histogram of the
+set it was fitted to. The size of sample i is drawn from that histogram by (seed, i) alone, or within a range that the
+request names (`num_atoms=7`, `num_atoms=4-9`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from scidiff.core.errors import UsageError, nearest
+from scidiff.domains.base import Domain, Metric, Records, Request, Samples, Verdict
+
+if TYPE_CHECKING:
+    from rdkit.Chem import Mol
+    from torch import Tensor
+
+    from scidiff.core.space import Space
+    from scidiff.core.spec import Context, Shape, State, StateSpec
+    from scidiff.domains.molecule.codec import MoleculeCodec
+    from scidiff.domains.molecule.reference import Reference
+
+_SIZE_NAMES = ("num_atoms", "sizes")
+_READERS = ("smiles_table", "smiles_lines")
+
+
+class MoleculeDomain(Domain):
+    """tokens: atom types such as "C", "N+"; n_max: most heavy atoms; sizes: histogram by heavy atoms."""
+
+    name: ClassVar[str] = "molecule"
+    title: ClassVar[str] = "Small molecules"
+    requires: ClassVar[dict[str, str]] = {"rdkit": "pip install rdkit"}
+    extensions: ClassVar[tuple[str, ...]] = (".smi", ".csv", ".sdf", ".mol")
+
+    def __init__(self, tokens: Sequence[str] = (), n_max: int = 0, sizes: Sequence[float] = ()) -> None:
+        self.tokens, self.n_max, self.sizes = tuple(tokens), int(n_max), tuple(sizes)
+        if len(self.sizes) > self.n_max + 1:
+            raise UsageError(
+                f"The size histogram has {len(self.sizes)} entries, but the largest size is {self.n_max}."
+            )
+
+    @property
+    def codec(self) -> MoleculeCodec:
+        """The codec of this vocabulary; UsageError before `fit`."""
+        from scidiff.domains.molecule.codec import MoleculeCodec
+
+        if not self.tokens:
+            raise UsageError("This molecule domain has no atom types yet: fit it to molecules, or load a model.")
+        return MoleculeCodec(self.tokens, self.n_max)
+
+    def options(self) -> dict[str, Any]:
+        return {"tokens": list(self.tokens), "n_max": self.n_max, "sizes": list(self.sizes)}
+
+    def components(self) -> dict[str, tuple[Space, Shape]]:
+        from scidiff.core.space import Categorical
+
+        return {
+            "atoms": (Categorical(classes=max(len(self.tokens), 2)), ("N",)),
+            "bonds": (Categorical(classes=4, pairs=True), ("N", "N")),
+        }
+
+    def fit(self, objects: Sequence[Mol]) -> tuple[MoleculeDomain, dict[str, Any]]:
+        """Vocabulary (unless given), size histogram, and class frequencies of atoms and of unordered pairs."""
+        from scidiff.domains.molecule.codec import MoleculeCodec
+
+        codec = self.codec if self.tokens else MoleculeCodec.fit(objects)
+        found = codec.statistics(*codec.encode(objects))
+        fitted = MoleculeDomain(codec.tokens, codec.n_max, found.sizes)
+        marginals = {"atoms": list(found.atoms), "bonds": list(found.bonds)}
+        if len(codec.tokens) == 1:
+            marginals["atoms"] = [1.0, 0.0]
+        return fitted, {"marginals": marginals, "sizes": list(found.sizes)}
+
+    def read(self, path: str | Path, **options: Any) -> Records:
+        """Molecules of a file (.smi, .csv, .sdf), run folder or folder; options of `data.read_table`."""
+        from scidiff.domains.molecule.data import READ_OPTIONS, read_table
+
+        for key in options:
+            if key not in (*READ_OPTIONS, "split", "limit"):
+                raise UsageError(f"The molecule readers have no option {key!r}.", nearest(key, READ_OPTIONS))
+        return read_table(path, **options)
+
+    def dataset(
+        self,
+        files: Mapping[str, Path],
+        reader: str,
+        options: Mapping[str, Any],
+        split: str | None,
+        limit: int | None = None,
+    ) -> Records:
+        """Molecules of a data set as its card lays it out (readers `smiles_table`, `smiles_lines`)."""
+        from scidiff.domains.molecule.data import read_card
+
+        if reader not in _READERS:
+            raise UsageError(f"The molecule domain has no reader {reader!r}.", nearest(reader, _READERS))
+        return read_card(files, options, split, limit=limit)
+
+    def properties(self, objects: Sequence[Mol], names: Sequence[str]) -> dict[str, Tensor]:
+        """logP, QED, MW (g/mol), heavy_atoms of valid molecules, float32 [num] by the name asked for."""
+        import torch
+
+        from scidiff.domains.molecule import chemistry
+
+        known = {p.lower().replace(" ", "_"): p for p in chemistry.PROPERTIES}
+        for name in names:
+            if name.lower() not in known:
+                raise UsageError(f"The molecule domain computes no property {name!r}.", nearest(name, known))
+        rows = [chemistry.properties(m) for m in objects]
+        return {name: torch.tensor([row[known[name.lower()]] for row in rows]) for name in names}
+
+    def write(self, samples: Samples, folder: Path) -> list[Path]:
+        from scidiff.domains.molecule.data import write_samples
+
+        return write_samples(samples, folder)
+
+    def encode(self, objects: Sequence[Mol]) -> tuple[State, Context]:
+        import torch
+
+        from scidiff.core.spec import Context
+
+        state, sizes = self.codec.encode(objects)
+        return state, Context(torch.arange(len(objects)), sizes, self.n_max)
+
+    def decode(self, state: State, ctx: Context) -> list[Mol]:
+        if ctx.sizes is None:
+            raise UsageError("A molecule state cannot be decoded without its sizes.")
+        return self.codec.decode(state, ctx.sizes)
+
+    def template(self, request: Request) -> Context:
+        """Sizes from the histogram, or uniform over a requested range that the histogram does not cover.
+
+        Conditions other than the size are the model's affair.
+        """
+        from scidiff.core.spec import Context
+
+        for key in request.options:
+            if key not in _SIZE_NAMES:
+                raise UsageError(f"Molecules are generated without an option {key!r}.", nearest(key, _SIZE_NAMES))
+        given = [source[k] for source in (request.condition, request.options) for k in _SIZE_NAMES if k in source]
+        wanted = next((value for value in given if value is not None), None)
+        return Context(request.ids, self._draw_sizes(request.seed, request.ids, wanted), self.n_max)
+
+    def _draw_sizes(self, seed: int, ids: Tensor, wanted: Any) -> Tensor:
+        import torch
+
+        from scidiff.core.run import uniform
+
+        low, high = size_range(wanted, self.n_max)
+        weights = torch.zeros(self.n_max + 1, dtype=torch.float64)
+        if self.sizes:
+            weights[: len(self.sizes)] = torch.tensor(self.sizes, dtype=torch.float64)
+        inside = torch.zeros_like(weights)
+        inside[low : high + 1] = 1.0
+        weights = weights * inside
+        if float(weights.sum()) == 0.0:
+            weights = inside
+        cumulative = weights.cumsum(0) / weights.sum()
+        drawn = torch.searchsorted(cumulative, uniform(seed, ids.cpu(), "molecule.size")[:, 0].contiguous())
+        return drawn.clamp(low, high).to(ids.device)
+
+    def check(self, objects: Sequence[Mol]) -> list[Verdict]:
+        from scidiff.domains.molecule.chemistry import reason
+
+        return [Verdict(not why, why) for why in map(reason, objects)]
+
+    def metrics(
+        self, objects: Sequence[Mol], verdicts: Sequence[Verdict], reference: Reference | None = None
+    ) -> list[Metric]:
+        from scidiff.domains.molecule.metrics import metrics
+
+        return metrics(objects, verdicts, reference)
+
+    def reference(self, name: str) -> Reference:
+        from scidiff.domains.molecule.reference import find
+
+        return find(name)
+
+    def view(
+        self,
+        objects: Sequence[Mol],
+        verdicts: Sequence[Verdict],
+        ids: Sequence[str],
+        reference: Reference | None = None,
+    ) -> dict[str, str | bytes]:
+        from scidiff.domains.molecule.view import pictures
+
+        return pictures(objects, verdicts, ids, reference)
+
+    def table(self, objects: Sequence[Mol], verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+        from scidiff.domains.molecule import chemistry
+
+        rows = []
+        for mol, verdict in zip(objects, verdicts, strict=True):
+            row: dict[str, Any] = {
+                "connected": chemistry.fragments(mol) == 1,
+                "smiles": chemistry.canonical(mol),
+                "formula": chemistry.formula(mol) if verdict.valid else "",
+                "heavy_atoms": mol.GetNumHeavyAtoms(),
+                "logP": "",
+                "QED": "",
+                "MW_g_per_mol": "",
+            }
+            if verdict.valid:
+                found = chemistry.properties(mol)
+                row |= {
+                    "logP": round(found["logP"], 3),
+                    "QED": round(found["QED"], 3),
+                    "MW_g_per_mol": round(found["MW"], 3),
+                }
+            rows.append(row)
+        return rows
+
+    def backbone_options(self, spec: StateSpec) -> dict[str, Any]:
+        """Class counts, bond orders and normal valences for a graph network."""
+        return {
+            "node_classes": max(len(self.tokens), 2),
+            "pair_classes": 4,
+            "orders": [0.0, 1.0, 2.0, 3.0],
+            "normal_valence": [float(v) for v in self.codec.valence],
+            "max_size": self.n_max,
+        }
+
+    def preview(self, objects: Sequence[Mol], verdicts: Sequence[Verdict]) -> dict[str, float]:
+        """Valid, connected (of all) and unique (of valid) shares."""
+        from scidiff.domains.molecule import chemistry
+
+        n = max(len(verdicts), 1)
+        good = [m for m, v in zip(objects, verdicts, strict=True) if v.valid]
+        whole = sum(chemistry.fragments(m) == 1 for m in good)
+        distinct = len({chemistry.canonical(m) for m in good})
+        return {"valid": len(good) / n, "connected": whole / n, "unique": distinct / max(len(good), 1)}
+
+    def run_options(self) -> dict[str, Any]:
+        return {
+            "num_atoms": "heavy atoms per molecule: a number (7) or a range (4-9); default: as in the training set"
+        }
+
+
+def size_range(wanted: Any, n_max: int) -> tuple[int, int]:
+    """None, 7, "7", "4-9" or [4, 9] to (lowest, highest) size; UsageError outside 1..n_max."""
+    if wanted is None:
+        return 1, n_max
+    if isinstance(wanted, (list, tuple)) and len(wanted) == 2:
+        wanted = f"{wanted[0]}-{wanted[1]}"
+    match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", str(wanted))
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= low <= high <= n_max:
+        raise UsageError(
+            f"num_atoms={wanted} is no number or range of heavy atoms within 1-{n_max}.",
+            "Write num_atoms=7 or num_atoms=4-9.",
+        )
+    return low, high

@@ -55,7 +55,7 @@ def finished(mol: Mol) -> Mol:
 
 
 def _explain(mol: Mol) -> str:
-    """The first thing that is chemically wrong with a raw graph, as half a sentence."""
+    """The first thing chemically wrong with a raw graph; atoms are numbered from 1 in the order of the state."""
     from rdkit import Chem, rdBase
 
     with rdBase.BlockLogs():
@@ -97,7 +97,7 @@ def _largest_valence(element: str, charge: int) -> int | None:
 
 
 def reason(mol: Mol) -> str:
-    """Why a molecule is invalid, as half a sentence; the empty string where it is valid. The molecule stays as it is."""
+    """Why a molecule (which stays as it is) is invalid, as half a sentence; the empty string where it is valid."""
     if mol.GetNumAtoms() == 0:
         return "no atoms"
     return noted_problem(mol) or noted_problem(finished(mol))
@@ -154,7 +154,11 @@ def properties(mol: Mol) -> dict[str, float]:
 
     if not mol.HasProp("_scidiff_QED"):
         ready = finished(mol)
-        for name, value in (("logP", Crippen.MolLogP(ready)), ("QED", QED.qed(ready)), ("MW", Descriptors.MolWt(ready)),
-                            ("heavy atoms", ready.GetNumHeavyAtoms())):
+        for name, value in (
+            ("logP", Crippen.MolLogP(ready)),
+            ("QED", QED.qed(ready)),
+            ("MW", Descriptors.MolWt(ready)),
+            ("heavy atoms", ready.GetNumHeavyAtoms()),
+        ):
             mol.SetDoubleProp(f"_scidiff_{name}", float(value))
     return {name: mol.GetDoubleProp(f"_scidiff_{name}") for name in PROPERTIES}

@@ -31,8 +31,25 @@ if TYPE_CHECKING:
 BOND_NAMES = ("none", "single", "double", "triple")
 _TOKEN = re.compile(r"^([A-Z][a-z]?)(?:([+-])([0-9]*))?$")
 # Shared electron pairs of the neutral element in its usual compounds.
-_VALENCE = {"H": 1, "B": 3, "C": 4, "Si": 4, "N": 3, "P": 3, "As": 3, "O": 2, "S": 2, "Se": 2, "Te": 2,
-            "F": 1, "Cl": 1, "Br": 1, "I": 1, "Sn": 4, "Ge": 4}
+_VALENCE = {
+    "H": 1,
+    "B": 3,
+    "C": 4,
+    "Si": 4,
+    "N": 3,
+    "P": 3,
+    "As": 3,
+    "O": 2,
+    "S": 2,
+    "Se": 2,
+    "Te": 2,
+    "F": 1,
+    "Cl": 1,
+    "Br": 1,
+    "I": 1,
+    "Sn": 4,
+    "Ge": 4,
+}
 # A cation of groups 15-17 gains a bond, one of groups 13-14 loses one; an anion of group 13 gains one.
 _GAINS_BY_CATION = {"N", "P", "As", "O", "S", "Se", "Te", "F", "Cl", "Br", "I"}
 
@@ -167,8 +184,10 @@ class MoleculeCodec:
             sizes[b] = n
         bonds = np.zeros(n_batch * stride, dtype=small)
         bonds[np.asarray(where, dtype=np.int64)] = what
-        state = {"atoms": torch.from_numpy(atoms),
-                 "bonds": torch.from_numpy(bonds.reshape(n_batch, self.n_max, self.n_max))}
+        state = {
+            "atoms": torch.from_numpy(atoms),
+            "bonds": torch.from_numpy(bonds.reshape(n_batch, self.n_max, self.n_max)),
+        }
         return state, torch.from_numpy(sizes)
 
     def decode(self, state: dict[str, Tensor], sizes: Tensor) -> list[Mol]:
@@ -214,7 +233,9 @@ class MoleculeCodec:
             bonds += torch.bincount(state["bonds"][part][pair], minlength=len(BOND_NAMES)).double()
         counts = torch.bincount(sizes, minlength=n + 1)
         pairs = bonds.sum().clamp(min=1.0)
-        return Statistics(tuple(counts.tolist()), tuple((atoms / atoms.sum()).tolist()), tuple((bonds / pairs).tolist()))
+        return Statistics(
+            tuple(counts.tolist()), tuple((atoms / atoms.sum()).tolist()), tuple((bonds / pairs).tolist())
+        )
 
 
 def lossless(mol: Mol) -> str:

@@ -1,4 +1,4 @@
-"""Readers of molecule files, and splits.
+"""Readers and writers of molecule files, and splits.
 
 Accepted: `.smi`/`.txt` (SMILES, blank, name), `.csv`/`.tsv` (a column of SMILES, found by its header), `.sdf`/`.mol`,
 each also gzipped; a run folder (its samples.csv, invalid samples included); any folder of such files. An entry that is
@@ -24,21 +24,48 @@ from scidiff.core.errors import UsageError, nearest
 from scidiff.domains.base import Records, Rejection
 from scidiff.domains.molecule import chemistry
 from scidiff.domains.molecule.codec import lossless, token_name
+from scidiff.store import atomic
 
 if TYPE_CHECKING:
     from rdkit.Chem import Mol
 
+    from scidiff.domains.base import Samples
+
 EXTENSIONS = (".smi", ".smiles", ".txt", ".csv", ".tsv", ".sdf", ".sd", ".mol")
 _HEADERS = ("smiles", "canonical_smiles", "smi")
 _RUN_FILES = ("samples.csv", "smiles.smi")
+READ_OPTIONS = (
+    "column",
+    "split_column",
+    "name_column",
+    "test_share",
+    "split_seed",
+    "invalid",
+    "largest_fragment",
+    "max_atoms",
+    "atoms",
+)
+_RENAMED = {"smiles": "column", "split": "split_column", "index": "name_column"}
+_CARD_OPTIONS = (*_RENAMED, "smiles_file", "test_file", "test_key", "first_index")
 Entry = tuple[str, str, "str | Mol | None", "str | None"]  # where, name, SMILES or molecule, part of a split column
 
 
-def read_table(path: str | Path, split: str | None = None, *, column: str | None = None,
-               split_column: str = "split", name_column: str | None = None, test_rows: Iterable[int] | None = None,
-               test_share: float = 0.1, split_seed: int = 0, limit: int | None = None, invalid: str | None = None,
-               largest_fragment: bool = False, max_atoms: int | None = None,
-               atoms: Sequence[str] | None = None) -> Records:
+def read_table(
+    path: str | Path,
+    split: str | None = None,
+    *,
+    column: str | None = None,
+    split_column: str = "split",
+    name_column: str | None = None,
+    test_rows: Iterable[int] | None = None,
+    test_share: float = 0.1,
+    split_seed: int = 0,
+    limit: int | None = None,
+    invalid: str | None = None,
+    largest_fragment: bool = False,
+    max_atoms: int | None = None,
+    atoms: Sequence[str] | None = None,
+) -> Records:
     """The molecules of a file or folder (module docstring).
 
     split        "train" or "test"; None reads everything
@@ -72,7 +99,12 @@ def read_table(path: str | Path, split: str | None = None, *, column: str | None
         if mol is None or why:
             rejected.append(Rejection(where, _text(content), why))
             continue
-        if split is not None and chosen is None and part is None and hashed_side(mol, test_share, split_seed) != split:
+        if (
+            split is not None
+            and chosen is None
+            and part is None
+            and hashed_side(mol, test_share, split_seed) != split
+        ):
             continue
         objects.append(mol)
         names.append(name)
@@ -81,23 +113,24 @@ def read_table(path: str | Path, split: str | None = None, *, column: str | None
     return Records(objects, names, rejected)
 
 
-def read_card(files: Mapping[str, Path], options: Mapping[str, Any], split: str | None = None, **more: Any) -> Records:
+def read_card(
+    files: Mapping[str, Path], options: Mapping[str, Any], split: str | None = None, **more: Any
+) -> Records:
     """Molecules of a data set as its card lays it out: the table, and the options of the card's reader.
 
-    options: smiles, split, index (columns); smiles_file; test_file with the numbers of the test rows (JSON), test_key and
-    first_index; test_share and split_seed. `more` goes to `read_table`.
+    options: smiles, split, index (columns); smiles_file; test_file with the numbers of the test rows (JSON),
+    test_key and first_index; test_share and split_seed; and the options of `read_table`. `more` goes to it as well.
     """
-    known = {"smiles", "split", "index", "smiles_file", "test_file", "test_key", "first_index", "test_share", "split_seed"}
+    known = (*_CARD_OPTIONS, *READ_OPTIONS)
     for key in options:
         if key not in known:
             raise UsageError(f"The molecule readers have no option {key!r}.", nearest(key, known))
     table = files[options["smiles_file"]] if "smiles_file" in options else next(iter(files.values()))
     if "test_file" in options:
         more["test_rows"] = _test_rows(files[options["test_file"]], options)
-    for key, target in (("smiles", "column"), ("split", "split_column"), ("index", "name_column"),
-                        ("test_share", "test_share"), ("split_seed", "split_seed")):
-        if key in options:
-            more[target] = options[key]
+    for key, value in options.items():
+        if key in _RENAMED or key in READ_OPTIONS:
+            more[_RENAMED.get(key, key)] = value
     return read_table(table, split, **more)
 
 
@@ -166,7 +199,8 @@ def _entries(path: Path, column: str | None, split_column: str, name_column: str
         raise UsageError(f"{path} does not exist.")
     if path.is_dir():
         files = [path / n for n in _RUN_FILES if (path / n).is_file()][:1] or sorted(
-            f for f in path.iterdir() if f.is_file() and _kind(f) in EXTENSIONS and not f.name.startswith("."))
+            f for f in path.iterdir() if f.is_file() and _kind(f) in EXTENSIONS and not f.name.startswith(".")
+        )
         if not files:
             raise UsageError(f"The folder {path} holds no molecule file.", f"Readable: {', '.join(EXTENSIONS)}.")
         for file in files:
@@ -219,7 +253,12 @@ def _csv(path: Path, column: str | None, split_column: str, name_column: str | N
         name = name_column or next((h for h in header if h.lower() in ("id", "name", "idx")), None)
         for row in table:
             where = f"{path.name}:{table.line_num}"
-            yield where, (row.get(name) if name else None) or where, (row[smiles] or "").strip(), row.get(split_column)
+            yield (
+                where,
+                (row.get(name) if name else None) or where,
+                (row[smiles] or "").strip(),
+                row.get(split_column),
+            )
 
 
 def _column(path: Path, header: Sequence[str], wanted: str | None) -> str:
@@ -231,15 +270,17 @@ def _column(path: Path, header: Sequence[str], wanted: str | None) -> str:
     found = next((lowered[h] for h in _HEADERS if h in lowered), None)
     found = found or next((h for h in header if "smiles" in h.lower()), None)
     if found is None:
-        raise UsageError(f"{path.name} has no column of SMILES (its columns: {', '.join(header[:12])}).",
-                         "Name it with data.options.column=...")
+        raise UsageError(
+            f"{path.name} has no column of SMILES (its columns: {', '.join(header[:12])}).",
+            "Name it with data.options.column=...",
+        )
     return found
 
 
 def _sdf(path: Path) -> Iterator[Entry]:
     from rdkit import Chem, rdBase
 
-    with (gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")) as stream:
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
         if not stream.read(64).strip():
             return
         stream.seek(0)
@@ -261,3 +302,44 @@ def _without_hydrogens(mol: Mol) -> Mol:
     if Chem.SanitizeMol(copy, catchErrors=True):
         return mol
     return Chem.RemoveHs(copy)
+
+
+def write_samples(samples: Samples, folder: Path) -> list[Path]:
+    """samples.csv (every sample, invalid ones too), smiles.smi, samples.sdf (valid ones, in 2D), molecules.png.
+
+    One id names a molecule in all four; each file appears whole or not at all.
+    """
+    from scidiff.domains.molecule import view
+
+    rows = samples.table()
+    text = io.StringIO()
+    if rows:
+        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    valid = [(m, row) for m, row in zip(samples.objects, rows, strict=True) if row["valid"]]
+    lines = [f"{row['smiles']}\t{row['id']}\n" for _, row in valid]
+    written = [
+        atomic.write_text(folder / "samples.csv", text.getvalue()),
+        atomic.write_text(folder / "smiles.smi", "".join(lines)),
+        atomic.write_text(folder / "samples.sdf", "".join(_sdf_record(m, row) for m, row in valid)),
+    ]
+    if samples.objects:
+        picture = view.grid_png(samples.objects[:48], samples.verdicts[:48], samples.ids[:48])
+        written.append(atomic.write_bytes(folder / "molecules.png", picture))
+    return written
+
+
+def _sdf_record(mol: Mol, row: Mapping[str, Any]) -> str:
+    from rdkit import Chem
+    from rdkit.Chem import rdDepictor
+
+    drawn = chemistry.finished(mol)
+    for key in list(drawn.GetPropNames()):
+        drawn.ClearProp(key)
+    rdDepictor.Compute2DCoords(drawn)
+    drawn.SetProp("_Name", str(row["id"]))
+    fields = "".join(
+        f">  <{key}>\n{value}\n\n" for key, value in row.items() if value not in ("", None) and key != "reason"
+    )
+    return Chem.MolToMolBlock(drawn) + fields + "$$$$\n"

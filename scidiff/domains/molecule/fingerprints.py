@@ -73,7 +73,7 @@ class SparseRows:
 
 @dataclass(frozen=True)
 class LinearReference:
-    """What a linear-kernel MMD needs of its reference: mean, |mean|^2 and unbiased self term mean_{j != k} <y_j, y_k>."""
+    """What a linear-kernel MMD needs of its reference: mean, and unbiased self term mean_{j != k} <y_j, y_k>."""
 
     mean: np.ndarray
     self_term: float
@@ -136,5 +136,10 @@ def morgan_rows(molecules: Sequence[Mol]) -> SparseRows:
         row += [i] * len(counts)
         column += counts.keys()
         value += [c * norm for c in counts.values()]
-    return SparseRows(np.array(row, dtype=np.int64), np.array(column, dtype=np.int64), np.array(value, dtype=np.float64),
-                      len(molecules), MORGAN_BINS)
+    return SparseRows(
+        np.array(row, dtype=np.int64),
+        np.array(column, dtype=np.int64),
+        np.array(value, dtype=np.float64),
+        len(molecules),
+        MORGAN_BINS,
+    )

@@ -57,7 +57,9 @@ def unique_interval(counts: Counter[str]) -> tuple[float, float]:
     return max(distinct / n - half, 0.0), min(distinct / n + half, 1.0)
 
 
-def metrics(molecules: Sequence[Mol], verdicts: Sequence[Verdict], reference: Reference | None = None) -> list[Metric]:
+def metrics(
+    molecules: Sequence[Mol], verdicts: Sequence[Verdict], reference: Reference | None = None
+) -> list[Metric]:
     """All figures of the module docstring; those that need a reference only where one is given."""
     n = len(molecules)
     if n == 0:
@@ -65,21 +67,35 @@ def metrics(molecules: Sequence[Mol], verdicts: Sequence[Verdict], reference: Re
     valid = [chemistry.finished(m) for m, v in zip(molecules, verdicts, strict=True) if v.valid]
     whole = [m for m in valid if chemistry.fragments(m) == 1]
     out = [
-        _share("valid", len(valid), n, reference, "sanitisation of the graph as drawn, no correction, no charge rule"),
+        _share(
+            "valid", len(valid), n, reference, "sanitisation of the graph as drawn, no correction, no charge rule"
+        ),
         _share("connected", len(whole), n, reference, "valid and one fragment; no largest-fragment rule"),
     ]
     if not valid:
         return out
     counts = Counter(chemistry.canonical(m) for m in valid)
     floor = None if reference is None else reference.floor("unique", n)
-    out.append(Metric("unique", len(counts) / len(valid), unique_interval(counts), floor,
-                      "distinct canonical SMILES without stereo / valid", "", len(valid), "higher"))
+    out.append(
+        Metric(
+            "unique",
+            len(counts) / len(valid),
+            unique_interval(counts),
+            floor,
+            "distinct canonical SMILES without stereo / valid",
+            "",
+            len(valid),
+            "higher",
+        )
+    )
     if reference is not None:
         known = reference.known(chemistry.stable_hash(counts))
         protocol = "distinct valid molecules that are not in the training split; low where a set is nearly exhaustive"
         out.append(_share("novel", int((~known).sum()), len(known), reference, protocol))
         out += _distances(valid, whole, reference)
-        out += _property_distances(describe([m for m, v in zip(molecules, verdicts, strict=True) if v.valid]), reference)
+        out += _property_distances(
+            describe([m for m, v in zip(molecules, verdicts, strict=True) if v.valid]), reference
+        )
         out.append(_fcd(list(counts.elements()), reference))
     return out
 
@@ -93,22 +109,58 @@ def _share(name: str, successes: int, count: int, reference: Reference | None, p
 def _distances(valid: Sequence[Mol], whole: Sequence[Mol], reference: Reference) -> list[Metric]:
     out = []
     for name, chosen, features, against, distance, key, protocol in (
-        ("NSPDK MMD", valid, nspdk_rows, reference.nspdk, mmd_biased, "nspdk",
-         "biased linear MMD^2, radius and distance up to 4, 16 bits, stable hash; valid molecules"),
-        ("Morgan-count MMD^2", whole, morgan_rows, reference.morgan, mmd_unbiased, "morgan",
-         "unbiased linear MMD^2, L2-normalised Morgan-2 counts, 4096 bins; valid connected molecules"),
+        (
+            "NSPDK MMD",
+            valid,
+            nspdk_rows,
+            reference.nspdk,
+            mmd_biased,
+            "nspdk",
+            "biased linear MMD^2, radius and distance up to 4, 16 bits, stable hash; valid molecules",
+        ),
+        (
+            "Morgan-count MMD^2",
+            whole,
+            morgan_rows,
+            reference.morgan,
+            mmd_unbiased,
+            "morgan",
+            "unbiased linear MMD^2, L2-normalised Morgan-2 counts, 4096 bins; valid connected molecules",
+        ),
     ):
         count = len(chosen)
         if count < 3:
-            out.append(Metric(name, None, None, None, protocol, reference.title, count, "lower",
-                              note="not computed: fewer than three molecules"))
+            out.append(
+                Metric(
+                    name,
+                    None,
+                    None,
+                    None,
+                    protocol,
+                    reference.title,
+                    count,
+                    "lower",
+                    note="not computed: fewer than three molecules",
+                )
+            )
             continue
         rows = features(chosen)
         value, error = distance(rows, against), _Z * mmd_deviation(rows, against)
         low = value - error if key == "morgan" else max(value - error, 0.0)
         note = "unbiased: values around 0 may be negative" if key == "morgan" else "biased: grows with 1 / count"
-        out.append(Metric(name, value, (low, value + error), reference.floor(key, count), protocol, reference.title,
-                          count, "lower", note=note))
+        out.append(
+            Metric(
+                name,
+                value,
+                (low, value + error),
+                reference.floor(key, count),
+                protocol,
+                reference.title,
+                count,
+                "lower",
+                note=note,
+            )
+        )
     return out
 
 
@@ -120,9 +172,19 @@ def _property_distances(described: dict[str, np.ndarray], reference: Reference) 
         value = wasserstein(values, known)
         # resampling adds its own distance, so the spread is put around the value itself
         spread = np.std([wasserstein(chance.choice(values, len(values)), known) for _ in range(_RESAMPLES)])
-        out.append(Metric(f"{name} W1", value, (max(value - _Z * float(spread), 0.0), value + _Z * float(spread)),
-                          reference.floor(name, len(values)), "Wasserstein-1 distance; valid molecules", reference.title,
-                          len(values), "lower", "" if chemistry.PROPERTIES[name] == "1" else chemistry.PROPERTIES[name]))
+        out.append(
+            Metric(
+                f"{name} W1",
+                value,
+                (max(value - _Z * float(spread), 0.0), value + _Z * float(spread)),
+                reference.floor(name, len(values)),
+                "Wasserstein-1 distance; valid molecules",
+                reference.title,
+                len(values),
+                "lower",
+                "" if chemistry.PROPERTIES[name] == "1" else chemistry.PROPERTIES[name],
+            )
+        )
     return out
 
 
@@ -139,12 +201,15 @@ def _fcd(smiles: list[str], reference: Reference) -> Metric:
         return missing("this reference set holds no ChemNet statistics")
     if count < 2:
         return missing("fewer than two molecules")
-    found = chemnet.activations(smiles)
+    values = chemnet.activations(smiles)
+    found = chemnet.Activations.of(values)
+    note = "biased: grows with 1 / count"
     if reference.chemnet is None:
-        against, floor, note = chemnet.activations(reference.smiles), None, "biased: grows with 1 / count"
+        against, floor = chemnet.Activations.of(chemnet.activations(reference.smiles)), None
     else:
         against, floor = reference.chemnet.plain, reference.chemnet.floor(count)
-        note = "biased: grows with 1 / count"
         if reference.chemnet.raw is not None:
             note += f"; to the test strings with their stereo: {chemnet.frechet(found, reference.chemnet.raw):.3f}"
-    return Metric(name, chemnet.frechet(found, against), None, floor, protocol, reference.title, count, "lower", note=note)
+    value, error = chemnet.frechet(found, against), _Z * chemnet.frechet_error(values, against)
+    interval = (max(value - error, 0.0), value + error) if np.isfinite(error) else None
+    return Metric(name, value, interval, floor, protocol, reference.title, count, "lower", note=note)

@@ -6,12 +6,13 @@ counts as 1). With D the distances in bonds, an atom v has layers
     nodes(v, k) = multiset of (element, degree) of atoms at distance k
     edges(v, k) = multiset of bond labels whose nearer end is at distance k
 
-and the neighbourhood code P(v, r) hashes nodes(v, 0), edges(v, 0), ..., edges(v, r-1), nodes(v, r); it exists where some
-atom lies at distance >= r. Every ordered pair (v, u) at distance d <= 4 gives, for each radius r <= 4 that both have, the
-feature hash({P(v, r), P(u, r)}, r, d) and the half feature hash(P(u, r), r, d), 16 bits each. Counts are divided by their
-Euclidean norm within each (r, d), then each molecule by its own. The distance between sets is the linear-kernel MMD^2
-|| mean phi(P) - mean phi(Q) ||^2 (GDSS, Jo et al., ICML 2022, through EDeN). Two details differ from EDeN: hashes are
-stable (it uses Python's randomised string hash), and features of different (r, d) that share a bin add up (it overwrites).
+and the neighbourhood code P(v, r) hashes nodes(v, 0), edges(v, 0), ..., edges(v, r-1), nodes(v, r); it exists
+where some atom lies at distance >= r. Every ordered pair (v, u) at distance d <= 4 gives, for each radius r <= 4
+that both have, the feature hash({P(v, r), P(u, r)}, r, d) and the half feature hash(P(u, r), r, d), 16 bits each.
+Counts are divided by their Euclidean norm within each (r, d), then each molecule by its own. The distance between
+sets is the linear-kernel MMD^2 || mean phi(P) - mean phi(Q) ||^2 (GDSS, Jo et al., ICML 2022, through EDeN). Two
+details differ from EDeN: hashes are stable (it uses Python's randomised string hash), and features of different
+(r, d) that share a bin add up (it overwrites).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from scidiff.domains.molecule.fingerprints import SparseRows
 if TYPE_CHECKING:
     from rdkit.Chem import Mol
 
-WIDTH = 1 << 16
+BITS = 16
 RADIUS = DISTANCE = 4
 _FAR = 64
 _CHUNK = 2048
@@ -46,20 +47,21 @@ def combine(left: np.ndarray, right: np.ndarray | int) -> np.ndarray:
     return mix(mix(left + _STEP) * _STEP + np.asarray(right, dtype=np.uint64))
 
 
-def nspdk_rows(molecules: Sequence[Mol]) -> SparseRows:
-    """Feature rows of sanitised molecules, width 65,536, each of Euclidean norm 1 up to collisions between blocks."""
+def nspdk_rows(molecules: Sequence[Mol], bits: int = BITS) -> SparseRows:
+    """Feature rows of sanitised molecules, width 2^bits (published: 16; at most 40), each of Euclidean norm 1."""
     parts = []
     for start in range(0, len(molecules), _CHUNK):
-        row, column, value = _chunk(molecules[start:start + _CHUNK])
+        row, column, value = _chunk(molecules[start : start + _CHUNK], bits)
         parts.append((row + start, column, value))
     if not parts:
         empty = np.zeros(0, dtype=np.int64)
-        return SparseRows(empty, empty, np.zeros(0), 0, WIDTH)
+        return SparseRows(empty, empty, np.zeros(0), 0, 1 << bits)
     row, column, value = (np.concatenate(x) for x in zip(*parts, strict=True))
-    return SparseRows(row, column, value, len(molecules), WIDTH)
+    return SparseRows(row, column, value, len(molecules), 1 << bits)
 
 
-def _chunk(molecules: Sequence[Mol]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _chunk(molecules: Sequence[Mol], bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    width, low = np.uint64(bits), np.uint64((1 << bits) - 1)
     label, distance, bonds, nearest = _arrays(molecules)
     codes, reach = _codes(label, distance, bonds, nearest)
     keys = []
@@ -72,22 +74,22 @@ def _chunk(molecules: Sequence[Mol]) -> tuple[np.ndarray, np.ndarray, np.ndarray
                 block = np.uint64(r * (DISTANCE + 1) + d)
                 pair = combine(combine(np.minimum(p, q), np.maximum(p, q)), block)
                 half = combine(mix(q), block + np.uint64(64))
-                feature = np.concatenate([pair, half]) & np.uint64(WIDTH - 1)
+                feature = np.concatenate([pair, half]) & low
                 where = (np.concatenate([mol, mol]).astype(np.uint64) << np.uint64(5)) | block
-                keys.append((where << np.uint64(16)) | feature)
+                keys.append((where << width) | feature)
     key, counts = np.unique(np.concatenate(keys), return_counts=True)
-    group = (key >> np.uint64(16)).astype(np.int64)
+    group = (key >> width).astype(np.int64)
     value = counts / np.sqrt(np.bincount(group, weights=counts.astype(np.float64) ** 2))[group]
     # blocks of one molecule that share a bin become one entry
-    merged, inverse = np.unique(((key >> np.uint64(21)) << np.uint64(16)) | (key & np.uint64(WIDTH - 1)), return_inverse=True)
+    merged, inverse = np.unique(((key >> (width + np.uint64(5))) << width) | (key & low), return_inverse=True)
     value = np.bincount(inverse, weights=value)
-    row = (merged >> np.uint64(16)).astype(np.int64)
+    row = (merged >> width).astype(np.int64)
     norm = np.sqrt(np.bincount(row, weights=value**2, minlength=len(molecules)))
-    return row, (merged & np.uint64(WIDTH - 1)).astype(np.int64), value / norm[row]
+    return row, (merged & low).astype(np.int64), value / norm[row]
 
 
 def _arrays(molecules: Sequence[Mol]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Hashed atom labels [B, N] (0 on padding), distances [B, N, N], hashed bonds [B, E] and each bond's ends [B, E, 2]."""
+    """Hashed atoms [B, N] (0 on padding), distances [B, N, N], hashed bonds [B, E] and their ends [B, E, 2]."""
     from rdkit import Chem
 
     n_max = max(m.GetNumAtoms() for m in molecules)
@@ -104,14 +106,16 @@ def _arrays(molecules: Sequence[Mol]) -> tuple[np.ndarray, np.ndarray, np.ndarra
         rows = [(x.GetBeginAtomIdx(), x.GetEndAtomIdx(), int(x.GetBondTypeAsDouble()) + 1) for x in mol.GetBonds()]
         if rows:
             table = np.array(rows, dtype=np.int64)
-            ends[b, :len(rows)], bond[b, :len(rows)] = table[:, :2], table[:, 2]
+            ends[b, : len(rows)], bond[b, : len(rows)] = table[:, :2], table[:, 2]
     with np.errstate(over="ignore"):
         label = np.where(label > 0, mix(label * _STEP), np.uint64(0))
         bond = np.where(bond > 0, mix(bond * _STEP + np.uint64(1)), np.uint64(0))
     return label, distance, bond, ends
 
 
-def _codes(label: np.ndarray, distance: np.ndarray, bond: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _codes(
+    label: np.ndarray, distance: np.ndarray, bond: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Neighbourhood codes uint64 [radius, B, N], and the largest radius that each atom has [B, N]."""
     size, n_max = label.shape
     index = np.arange(size)[:, None]

@@ -20,6 +20,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +71,9 @@ class Reference:
         """Which of these canonical hashes belong to training molecules, bool [n]."""
         place = np.searchsorted(self.hashes, hashes)
         inside = place < len(self.hashes)
-        return inside & (self.hashes[np.minimum(place, len(self.hashes) - 1)] == hashes) if len(self.hashes) else inside
+        return (
+            inside & (self.hashes[np.minimum(place, len(self.hashes) - 1)] == hashes) if len(self.hashes) else inside
+        )
 
     def floor(self, name: str, count: int) -> float | None:
         """Floor of a metric for `count` samples; None where there is no training split."""
@@ -111,14 +115,31 @@ def build(name: str, test: Sequence[Mol], train: Sequence[Mol], meta: dict[str, 
     table = {p: quantiles(v) for p, v in described.items()}
     strings = [chemistry.canonical(m) for m in test]
     hashes = np.unique(chemistry.stable_hash(chemistry.canonical(m) for m in train or test))
-    reference = Reference(name, morgan, nspdk, hashes, table, {}, {
-        "format": _FORMAT, "name": name, "count": len(test), "train_count": len(train), "rdkit": rdBase.rdkitVersion, **meta},
-        smiles=tuple(strings))
+    reference = Reference(
+        name,
+        morgan,
+        nspdk,
+        hashes,
+        table,
+        {},
+        {
+            "format": _FORMAT,
+            "name": name,
+            "count": len(test),
+            "train_count": len(train),
+            "rdkit": rdBase.rdkitVersion,
+            **meta,
+        },
+        smiles=tuple(strings),
+    )
     if train:
-        reference.floors.update(_floors(reference, train), valid=1.0,
-                                connected=float(np.mean([chemistry.fragments(m) == 1 for m in test])),
-                                unique=len(set(strings)) / len(strings),
-                                novel=float(1.0 - reference.known(chemistry.stable_hash(sorted(set(strings)))).mean()))
+        reference.floors.update(
+            _floors(reference, train),
+            valid=1.0,
+            connected=float(np.mean([chemistry.fragments(m) == 1 for m in test])),
+            unique=len(set(strings)) / len(strings),
+            novel=float(1.0 - reference.known(chemistry.stable_hash(sorted(set(strings)))).mean()),
+        )
     return reference
 
 
@@ -126,14 +147,15 @@ def _floors(reference: Reference, train: Sequence[Mol]) -> dict[str, Any]:
     def linear(features: Any) -> tuple[np.ndarray, float]:
         total, squares = 0.0, 0.0
         for start in range(0, len(train), _BLOCK):
-            rows: SparseRows = features(train[start:start + _BLOCK])
+            rows: SparseRows = features(train[start : start + _BLOCK])
             total, squares = total + rows.sum(), squares + rows.squared_norms().sum()
         n = len(train)
         return total / n, float((total @ total - squares) / (n * (n - 1)))
 
     mean, self_term = linear(morgan_rows)
     floors: dict[str, Any] = {
-        "morgan": self_term + reference.morgan.self_term - 2.0 * float(mean @ reference.morgan.mean)}
+        "morgan": self_term + reference.morgan.self_term - 2.0 * float(mean @ reference.morgan.mean)
+    }
     mean, self_term = linear(nspdk_rows)
     gap = mean - reference.nspdk.mean
     floors["nspdk"] = {"distance": float(gap @ gap), "self": self_term}
@@ -141,21 +163,33 @@ def _floors(reference: Reference, train: Sequence[Mol]) -> dict[str, Any]:
     most = chance.permutation(len(train))[:_MOST_DESCRIBED]
     for name, values in describe([train[i] for i in most]).items():
         floors[name] = {
-            n: float(np.mean([wasserstein(chance.choice(values, n), reference.quantiles[name]) for _ in range(_DRAWS)]))
-            for n in _SIZES}
+            n: float(
+                np.mean([wasserstein(chance.choice(values, n), reference.quantiles[name]) for _ in range(_DRAWS)])
+            )
+            for n in _SIZES
+        }
     return floors
 
 
 def save(reference: Reference, path: str | Path) -> Path:
     """Writes the archive atomically."""
-    meta = {**reference.meta, "morgan_self": reference.morgan.self_term, "nspdk_self": reference.nspdk.self_term,
-            "properties": list(reference.quantiles), "floors": reference.floors}
+    meta = {
+        **reference.meta,
+        "morgan_self": reference.morgan.self_term,
+        "nspdk_self": reference.nspdk.self_term,
+        "properties": list(reference.quantiles),
+        "floors": reference.floors,
+    }
     steps = np.diff(reference.hashes, prepend=np.uint64(0)).astype("<u8").view(np.uint8).reshape(-1, 8).T
     with atomic.writing(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(
-            stream, meta=np.array(json.dumps(meta)), hash_steps=np.ascontiguousarray(steps),
-            morgan_mean=reference.morgan.mean.astype(np.float32), nspdk_mean=reference.nspdk.mean.astype(np.float32),
-            quantiles=np.stack(list(reference.quantiles.values())).astype(np.float32))
+            stream,
+            meta=np.array(json.dumps(meta)),
+            hash_steps=np.ascontiguousarray(steps),
+            morgan_mean=reference.morgan.mean.astype(np.float32),
+            nspdk_mean=reference.nspdk.mean.astype(np.float32),
+            quantiles=np.stack(list(reference.quantiles.values())).astype(np.float32),
+        )
     return Path(path)
 
 
@@ -172,9 +206,13 @@ def load(path: str | Path) -> Reference:
                 meta["name"],
                 LinearReference(archive["morgan_mean"].astype(np.float64), float(meta["morgan_self"]), count),
                 LinearReference(archive["nspdk_mean"].astype(np.float64), float(meta["nspdk_self"]), count),
-                np.cumsum(steps, dtype=np.uint64), table, meta["floors"], meta,
-                chemnet.load(beside) if beside.is_file() else None)
-    except (OSError, ValueError, KeyError) as error:
+                np.cumsum(steps, dtype=np.uint64),
+                table,
+                meta["floors"],
+                meta,
+                chemnet.load(beside) if beside.is_file() else None,
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ScidiffError(f"The reference file {path} is damaged or of another kind ({error}).") from error
 
 
@@ -203,17 +241,20 @@ def build_fcd(file: Path, test: Sequence[Mol], train: Sequence[Mol]) -> chemnet.
 
     from rdkit import Chem
 
-    plain = chemnet.activations([chemistry.canonical(m) for m in test])
-    raw = chemnet.activations([Chem.MolToSmiles(m) for m in test])
+    strings = [chemistry.canonical(m) for m in test]
+    plain = chemnet.Activations.of(chemnet.activations(strings))
+    stereo = [Chem.MolToSmiles(m) for m in test]
+    raw = None if stereo == strings else chemnet.Activations.of(chemnet.activations(stereo))
     order = np.random.default_rng(0).permutation(len(train))
     floors = {}
     for size in (1000, 10000):
         if size <= len(train):
-            fresh = chemnet.activations([chemistry.canonical(train[i]) for i in order[:size]])
+            fresh = chemnet.Activations.of(chemnet.activations([chemistry.canonical(train[i]) for i in order[:size]]))
             floors[size] = chemnet.frechet(fresh, plain)
     version = next((f"{d} {metadata.version(d)}" for d in ("fcd", "fcd_torch") if _installed(d)), "fcd")
-    return chemnet.FcdReference(plain, raw, {"source": file.name, "part": "test", "package": version, "floors": floors,
-                                             "stereo_gap": chemnet.frechet(plain, raw)})
+    return chemnet.FcdReference(
+        plain, raw, {"source": file.name, "part": "test", "package": version, "floors": floors}
+    )
 
 
 def _installed(distribution: str) -> bool:
@@ -228,7 +269,9 @@ def _installed(distribution: str) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Builds a reference file from a table with a split."""
-    parser = argparse.ArgumentParser(description="Statistics of a set of molecules, for evaluation without its molecules.")
+    parser = argparse.ArgumentParser(
+        description="Statistics of a set of molecules, for evaluation without its molecules."
+    )
     parser.add_argument("name")
     parser.add_argument("file", type=Path)
     parser.add_argument("out", type=Path)
@@ -237,15 +280,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--atoms", help="allowed atom types, comma-separated, such as C,N,O,N+,O-")
     parser.add_argument("--fcd", action="store_true", help=f"also write fcd.npz ({chemnet.INSTALL})")
     given = parser.parse_args(arguments)
-    options: dict[str, Any] = {"largest_fragment": given.largest_fragment, "max_atoms": given.max_atoms,
-                               "atoms": given.atoms.split(",") if given.atoms else None}
+    options: dict[str, Any] = {
+        "largest_fragment": given.largest_fragment,
+        "max_atoms": given.max_atoms,
+        "atoms": given.atoms.split(",") if given.atoms else None,
+    }
     test = read_table(given.file, "test", **options).require(given.file)
     train = read_table(given.file, "train", **options).require(given.file)
-    meta = {"part": "test", "source": given.file.name, "options": options,
-            "sha256": hashlib.sha256(given.file.read_bytes()).hexdigest()}
+    meta = {
+        "part": "test",
+        "source": given.file.name,
+        "options": options,
+        "sha256": hashlib.sha256(given.file.read_bytes()).hexdigest(),
+    }
     reference = build(given.name, test.objects, train.objects, meta)
     save(reference, given.out)
-    print(f"{given.out}: {len(test)} test and {len(train)} training molecules, {given.out.stat().st_size / 1e6:.2f} MB")
+    print(
+        f"{given.out}: {len(test)} test and {len(train)} training molecules, {given.out.stat().st_size / 1e6:.2f} MB"
+    )
     print(json.dumps(reference.floors, indent=1))
     if given.fcd:
         found = build_fcd(given.file, test.objects, train.objects)

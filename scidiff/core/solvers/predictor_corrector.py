@@ -1,0 +1,63 @@
+"""Predictor-corrector sampling: a step of any method, then Langevin steps at the level it reached.
+
+    x <- x + e score + sqrt(2 e) scale xi,     e = 2 factor (snr |xi| / |score|)^2
+
+Each corrector is a network call of its own. Norms are per sample, or over the whole batch with `batch_norms` (the
+mean of the norms, as in the published code of GDSS). Source: Song et al. 2021, algorithm 5, arXiv 2011.13456.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from scidiff.core.errors import UsageError
+from scidiff.core.plan import Row
+from scidiff.core.solvers.euler_maruyama import EulerMaruyama
+from scidiff.core.solvers.fixed import Method, Part, gaussian
+from scidiff.core.solvers.grid import Grid
+
+if TYPE_CHECKING:
+    from scidiff.core.spec import Component
+
+
+@dataclass(frozen=True)
+class PredictorCorrector:
+    """`predictor` has one stage a step. factor: None takes (alpha_t / alpha_s)^2 of the step, which is 1 on VE paths."""
+
+    predictor: Method = field(default_factory=EulerMaruyama)
+    n_corr: int = 1
+    snr: float = 0.16
+    scale: float = 1.0
+    factor: float | None = None
+    batch_norms: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n_corr < 0 or self.snr <= 0.0:
+            raise UsageError("A predictor-corrector solver needs n_corr >= 0 and a positive snr.")
+
+    @property
+    def order(self) -> int:
+        return self.predictor.order
+
+    @property
+    def last(self) -> str:
+        return getattr(self.predictor, "last", "stop")
+
+    def default_grid(self) -> Grid:
+        return self.predictor.default_grid()
+
+    def parts(self, name: str, component: Component, times: Sequence[float]) -> list[list[Part]]:
+        path = gaussian(component, "A predictor-corrector solver")
+        out = []
+        predicted = self.predictor.parts(name, component, times)
+        for i, (stages, t, s) in enumerate(zip(predicted, times, times[1:], strict=False)):
+            if i == len(predicted) - 1 and self.last == "data":
+                out.append(stages)
+                break
+            factor = (path.coefficients(t).alpha / path.coefficients(s).alpha) ** 2 if self.factor is None else self.factor
+            row = Row(name, "langevin", "batch" if self.batch_norms else "sample", a=self.snr, b=(factor,), c=self.scale,
+                      tag="langevin", t=s, s=s)
+            out.append([*stages, *[Part(s, (row,)) for _ in range(self.n_corr)]])
+        return out
