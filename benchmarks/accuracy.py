@@ -1,4 +1,5 @@
-"""B2 and B3 of `benchmarks/solvers.py`: errors of ODE solvers against a fine solution, variances of SDE solvers exactly."""
+"""B2 and B3 of `benchmarks/solvers.py`: errors of ODE solvers against a fine solution, variances of SDE solvers
+exactly."""
 
 from __future__ import annotations
 
@@ -79,7 +80,9 @@ def targets(seed: int | None) -> dict[str, list[Problem]]:
     return out
 
 
-def _cells(problems: Mapping[str, Sequence[Problem]], measure: Callable[[Problem, int], dict[str, float]]) -> dict[str, Any]:
+def _cells(
+    problems: Mapping[str, Sequence[Problem]], measure: Callable[[Problem, int], dict[str, float]]
+) -> dict[str, Any]:
     """target -> NFE -> errors, averaged over the problems of a target."""
     out: dict[str, dict[int, dict[str, float]]] = {}
     for name, group in problems.items():
@@ -120,8 +123,12 @@ def ode_accuracy(seed: int | None) -> list[dict[str, Any]]:
                     row |= {"ratio to best peer": mean(ratios), "largest ratio": max(ratios)}
                 row |= {f"{target} {n}": cells[target][n]["rmse"] for target in names for n in NFE}
                 rows.append(row)
-            detail = "; ".join(f"{target} {n}: median {mine['scidiff default'][target][n]['median']:.1e}, "
-                               f"flips {mine['scidiff default'][target][n]['flips']:.1%}" for target in names for n in NFE)
+            detail = "; ".join(
+                f"{target} {n}: median {mine['scidiff default'][target][n]['median']:.1e}, "
+                f"flips {mine['scidiff default'][target][n]['flips']:.1%}"
+                for target in names
+                for n in NFE
+            )
             tables.append({"title": f"B2: RMSE of the endpoint, {label} grid for all, {which}", "rows": rows,
                            "notes": [f"Best single peer: {best}.", f"scidiff default, further: {detail}."]})
     return tables
@@ -149,5 +156,12 @@ def sde_variance() -> list[dict[str, Any]]:
         if best is not None:
             row["ratio at 32"] = abs(values[2]) / abs(errors[best][2])
         rows.append(row | {f"N = {n}": v for n, v in zip(counts, values, strict=True)})
-    return [{"title": "B3: relative error of the final variance, N network calls, eta = 1", "rows": rows,
-             "notes": [f"Exact, from the linear response of each solver. Best second-order SDE solver of the peers at 32: {best}."]}]
+    return [
+        {
+            "title": "B3: relative error of the final variance, N network calls, eta = 1",
+            "rows": rows,
+            "notes": [
+                f"Exact, from each solver's linear response. Best second-order SDE solver of the peers at 32: {best}."
+            ],
+        }
+    ]

@@ -114,7 +114,9 @@ def _contestants(shape: tuple[int, ...]) -> dict[str, Timed]:
         out["scidiff exponential 2, three components"] = _ours(Exponential(form="noise", **second), THREE, shape[0])
     if peers.load("diffusers") is not None:
         out["diffusers DPM++2M"] = _diffusers("DPMSolverMultistepScheduler", shape)
-        out["diffusers DPM++2M-SDE"] = _diffusers("DPMSolverMultistepScheduler", shape, algorithm_type="sde-dpmsolver++")
+        out["diffusers DPM++2M-SDE"] = _diffusers(
+            "DPMSolverMultistepScheduler", shape, algorithm_type="sde-dpmsolver++"
+        )
         out["diffusers UniPC2"] = _diffusers("UniPCMultistepScheduler", shape)
         out["diffusers DDIM"] = _diffusers("DDIMScheduler", shape)
     if peers.load("k_diffusion") is not None:
@@ -148,7 +150,15 @@ def overhead() -> list[dict[str, Any]]:
                            ("scidiff exponential 2, three components", "diffusers DPM++2M"),
                            ("scidiff 2M-SDE, noise per sample", "diffusers DPM++2M-SDE")):
             if mine in times and peer in times:
-                least, middle = min(times[mine]) / min(times[peer]), statistics.median(times[mine]) / statistics.median(times[peer])
+                least, middle = (
+                    min(times[mine]) / min(times[peer]),
+                    statistics.median(times[mine]) / statistics.median(times[peer]),
+                )
                 notes.append(f"{label}: {mine} / {peer} = {least:.3f} (min), {middle:.3f} (median).")
-    return [{"title": f"B1: microseconds a step, trivial network included, {STEPS} steps, {REPEATS} repeats", "rows": list(rows.values()),
-             "notes": notes}]
+    return [
+        {
+            "title": f"B1: microseconds a step, trivial network included, {STEPS} steps, {REPEATS} repeats",
+            "rows": list(rows.values()),
+            "notes": notes,
+        }
+    ]

@@ -1,9 +1,9 @@
 """The solvers of other libraries behind one call, for `benchmarks/solvers.py`.
 
-Every ODE peer is `solve(oracle, x, alphas, sigmas) -> x` in float64: `oracle(x, alpha, sigma)` is E[x0 | x] of a VP path
-(alpha^2 + sigma^2 = 1), alphas and sigmas are the N + 1 levels of the grid, source first. Libraries with integer or
-float32 schedules are given these levels directly, and the network is asked at the true level. A library that is not
-installed is left out, and `absent` says so.
+Every ODE peer is `solve(oracle, x, alphas, sigmas) -> x` in float64: `oracle(x, alpha, sigma)` is E[x0 | x] of a VP
+path (alpha^2 + sigma^2 = 1), alphas and sigmas are the N + 1 levels of the grid, source first. Libraries with
+integer or float32 schedules are given these levels directly, and the network is asked at the true level. A library
+that is not installed is left out, and `absent` says so.
 """
 
 from __future__ import annotations

@@ -28,7 +28,10 @@ def show(table: dict[str, Any]) -> None:
     body = [[_text(row.get(h)) for h in heads] for row in table["rows"]]
     widths = [max(len(h), *(len(line[i]) for line in body)) for i, h in enumerate(heads)]
     for line in [heads, *body]:
-        print("  " + "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))))
+        print(
+            "  "
+            + "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        )
     for note in table.get("notes", []):
         print("  " + note)
 

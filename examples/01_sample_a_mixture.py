@@ -22,7 +22,7 @@ from scidiff.core.solvers.exponential import Exponential
 from scidiff.core.solvers.fixed import Fixed
 from scidiff.core.spec import Context
 
-SOLVERS = {"DDPM": Ancestral(eta=1.0), "DDIM": Ancestral(eta=0.0), "multistep": Exponential(order=2)}
+SOLVERS = {"DDPM": Ancestral(eta=1.0), "DDIM": Ancestral(eta=0.0), "multistep": Exponential()}
 CALLS, SHOWN = (8, 16, 64), 16
 
 

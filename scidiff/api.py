@@ -15,7 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from scidiff.core.errors import UsageError
+from scidiff.core.errors import ScidiffError, UsageError
 
 if TYPE_CHECKING:
     from scidiff.domains.base import Metric, Samples
@@ -75,6 +75,7 @@ def generate(settings: Settings, progress: Progress | None = None) -> Outcome:
     """
     from scidiff.domains.model import join
     from scidiff.store.run import RunFolder, open_existing, part_name
+    from scidiff.store.trajectory import Trajectory
 
     config = _settings("generate", settings)
     sampling = config["sampling"]
@@ -87,31 +88,37 @@ def generate(settings: Settings, progress: Progress | None = None) -> Outcome:
         raise UsageError(f"The model {source!r} makes objects of the domain {model.domain.name!r}, not {wanted!r}.")
     only, resume = list(sampling.get("only") or ()), config.get("resume")
     device, precision = _device(config)
+    model.agree(config.get("guidance"), config.get("condition"))
     drawing = model.drawing(config.get("solver"), sampling.get("steps"), config.get("guidance"), device, precision)
     numbers = list(range(int(sampling["num"])))
     ctx = _template(model, config, numbers)
     earlier = open_existing(resume, allow_finished=bool(only)) if resume else None
+    if earlier is not None:
+        _same_model(earlier, model)
     chunks = (earlier.chunks() if earlier else None) or model.chunks(ctx, sampling.get("chunk"))
     keep = _chosen(only, numbers)
-    if earlier is not None and not only:
+    if earlier is not None and only == list(earlier.config["sampling"].get("only") or ()):
         run = earlier
     else:
-        run = RunFolder.create("generate", model.name, int(config["seed"]), {**config, "resume": None},
+        run = RunFolder.create("generate", model.name, int(config["seed"]), _resolved(config, model),
                                out=config.get("out") if not only or config.get("out") != resume else None,
-                               device=str(drawing.device), cite=_citations(model))
+                               device=str(drawing.device), cite=list((model.config.get("data") or {}).get("references", ())))
     _started(progress, run.path)
     if only:
         chunks = [c for c in chunks if set(c) & set(keep)]
     run.set_chunks(chunks)
     begun = monotonic()
     finished = [i for i in range(len(chunks)) if run.has_part(part_name(i))]
-    for i, state in model.draws(drawing, ctx, chunks, int(config["seed"]), progress, finished):
+    watch = Trajectory(run) if sampling.get("trajectory") else None
+    for i, state in model.draws(drawing, ctx, chunks, int(config["seed"]), progress, finished, watch):
+        if watch is not None:
+            watch.write(part_name(i))
         run.write_part(part_name(i), state)
     seconds = monotonic() - begun
     state = join({i: run.read_part(part_name(i))[0] for i in range(len(chunks))}, chunks)
     rows = sorted(row for c in chunks for row in c)
     samples = _decoded(model, ctx, state, rows, keep, int(config["seed"]))
-    samples.meta = {"model": model.name, "steps": drawing.nfe, "seconds": round(seconds, 2),
+    samples.meta = {"model": model.name, "steps": drawing.nfe, "seconds": None if finished else round(seconds, 2),
                     "samples per second": round(len(rows) / seconds, 2) if seconds > 0 and not finished else None}
     return _deliver(run, model, samples, config, progress)
 
@@ -147,8 +154,31 @@ def _decoded(model: Model, ctx: Any, state: Any, rows: Sequence[int], keep: Sequ
     return model.samples({name: x[index] for name, x in state.items()}, part, seed, list(keep))
 
 
-def _citations(model: Model) -> list[str]:
-    return [str(key) for key in model.config.get("references") or ()]
+def _resolved(config: Mapping[str, Any], model: Model) -> dict[str, Any]:
+    """The settings as the run folder keeps them: the solver that really runs, and the recipe of the model."""
+    from scidiff.domains.model import merged_solver
+
+    solver = merged_solver(model.config["solver"], config.get("solver"), config["sampling"].get("steps"))
+    recipe = {k: model.config[k] for k in ("experiment", "domain", "data", "spec", "backbone", "denoiser", "objective",
+                                           "weights_sha256") if k in model.config}
+    return {**config, "from": _lasting(config.get("from"), model), "resume": None, "solver": solver, "model": recipe}
+
+
+def _lasting(source: str | None, model: Model) -> str | None:
+    """A model named by a relative path gets its whole path: the run is continued and measured from other folders too."""
+    place = Path(source).expanduser().absolute() if source else None
+    if source is None or place is None or model.folder is None:
+        return source
+    found = model.folder.absolute()
+    return str(place) if place in (found, *found.parents) or place.parent == found else source
+
+
+def _same_model(run: RunFolder, model: Model) -> None:
+    """ScidiffError where the weights are no longer those that the run began with."""
+    before = (run.config.get("model") or {}).get("weights_sha256")
+    if before is not None and before != model.config.get("weights_sha256"):
+        raise ScidiffError(f"The model {model.name!r} has changed since the run {run.path} began.",
+                           "Start a new run, or bring the earlier weights back.")
 
 
 def _deliver(run: RunFolder, model: Model, samples: Samples, config: Mapping[str, Any],
@@ -196,7 +226,6 @@ def evaluate(settings: Settings, progress: Progress | None = None) -> Outcome:
     from scidiff.domains.base import Samples, sample_id
     from scidiff.evaluation.evaluate import figures, measure, publish, record
     from scidiff.evaluation.report import write_report
-    from scidiff.store import checkpoint
     from scidiff.store.run import RunFolder
 
     config = _settings("evaluate", settings)
@@ -208,6 +237,9 @@ def evaluate(settings: Settings, progress: Progress | None = None) -> Outcome:
     about, origin = config.get("domain") or {}, _origin(place)
     domain = load_domain(about["name"], origin.get("options"))
     reference = _reference(domain, config.get("reference") or origin.get("data"), quiet=not config.get("reference"))
+    if origin.get("trained"):
+        raise UsageError(f"{place} is a training run; it holds no samples yet.",
+                         f"Draw some: scidiff generate --from {place}")
     records = domain.read(place).require(place)
     limit = config["sampling"].get("num")
     objects = records.objects[: limit or None]
@@ -234,10 +266,11 @@ def evaluate(settings: Settings, progress: Progress | None = None) -> Outcome:
         first = records.rejected[0]
         summary["rejected"] = f"{len(records.rejected)} (the first, {first.where}: {first.reason})"
     summary.update({m.name: _figure(m) for m in samples.metrics if m.value is not None})
+    if config["sampling"].get("report", True):
+        summary["report"] = str(folder / "report.html")
     if config.get("publish"):
-        name = origin.get("model") or place.stem
-        card = checkpoint.find(name) if origin.get("model") else None
-        record(name, samples.metrics, samples.meta, origin.get("command", ""), card)
+        record(origin.get("model") or place.stem, samples.metrics, samples.meta, origin.get("command", ""),
+               origin.get("checkpoint"))
         summary["published"] = str(publish())
     return Outcome(folder, samples, samples.metrics, summary)
 
@@ -250,22 +283,31 @@ def _figure(metric: Metric) -> str:
 
 
 def _origin(place: Path) -> dict[str, Any]:
-    """What a run folder says of its samples: model, domain options, data, command; empty for other files."""
+    """What a run folder says of its samples: model, domain options, data, command; empty for other files.
+
+    `checkpoint` is the folder of the model, where it is still there and unchanged.
+    """
     from scidiff.store import atomic, checkpoint
 
     if not (place / "config.yaml").is_file() or not (place / "environment.json").is_file():
         return {}
     config = atomic.read_yaml(place / "config.yaml", "run config")
-    source = config.get("from") or (config.get("domain") or {}).get("model")
-    if not source:
+    if "trainer" in config:
+        return {"trained": True}
+    source, model = config.get("from") or (config.get("domain") or {}).get("model"), config.get("model")
+    if not source or not model:
         return {}
-    model = checkpoint.read_config(checkpoint.find(source))
+    try:
+        folder = checkpoint.find(source)
+        unchanged = checkpoint.read_config(folder).get("weights_sha256") == model.get("weights_sha256")
+    except ScidiffError:  # the run says all that is needed of a model that is gone
+        folder, unchanged = None, False
     command = (place / "command.txt").read_text(encoding="utf-8").strip() if (place / "command.txt").is_file() else ""
     finished = atomic.read_json(place / "finished") if (place / "finished").is_file() else {}
     meta = {k: finished[k] for k in ("model", "steps", "seconds", "samples per second") if k in finished}
     return {"model": model.get("experiment"), "options": (model.get("domain") or {}).get("options"),
             "data": (model.get("data") or {}).get("name"), "seed": config.get("seed", 0), "command": command,
-            "meta": meta}
+            "checkpoint": folder if unchanged else None, "meta": meta}
 
 
 def train(settings: Settings, progress: Progress | None = None) -> Outcome:
@@ -273,24 +315,30 @@ def train(settings: Settings, progress: Progress | None = None) -> Outcome:
 
     `prepare=FOLDER` only writes the tensor cache, for `python -m scidiff.training FOLDER` on a bare machine.
     """
-    from scidiff.store.run import RunFolder, open_existing
+    from scidiff.store.run import RunFolder, command, open_existing
     from scidiff.training.cache import Cache
+    from scidiff.training.loop import check
     from scidiff.training.loop import train as run_training
     from scidiff.training.prepare import prepare
 
     config = _settings("train", settings)
     if config.get("prepare"):
-        folder = prepare(config, progress).write(config["prepare"])
-        return Outcome(folder, summary={"tensor cache": str(folder),
-                                        "train with": f"python -m scidiff.training {folder}"})
-    _device(config)
-    name = str(config.get("experiment") or (config.get("data") or {}).get("name") or "model")
-    if config.get("resume"):
-        run = open_existing(config["resume"])
+        cache = prepare(config, progress)
+        cache.config["command"] = f"{command()} && python -m scidiff.training {config['prepare']}"
+        folder = cache.write(config["prepare"])
+        return Outcome(folder, summary={"tensor cache": str(folder)})
+    config["trainer"] = _trainer(config)
+    check(config["trainer"])
+    run = open_existing(config["resume"]) if config.get("resume") else None
+    if run is not None and (run / "cache" / "config.yaml").is_file():
         cache = Cache.open(run / "cache")
     else:
         cache = prepare(config, progress)
-        run = RunFolder.create("train", name, int(config["seed"]), config, out=config.get("out"))
+        cache.config["command"] = command() if run is None else (run / "command.txt").read_text().strip()
+    if run is None:
+        run = RunFolder.create("train", str(cache.config["experiment"]), int(config["seed"]), config,
+                               out=config.get("out"), cite=cache.config["data"].get("references", ()))
+    if not (run / "cache" / "config.yaml").is_file():
         cache.write(run / "cache")
     _started(progress, run.path)
 
@@ -303,8 +351,16 @@ def train(settings: Settings, progress: Progress | None = None) -> Outcome:
     from shutil import rmtree
 
     rmtree(run / "cache", ignore_errors=True)
-    run.finish({"model": name})
+    run.finish({"model": cache.config["experiment"]})
     return Outcome(run.path, summary={"checkpoint": str(checkpoint), "card": str(checkpoint / "card.md")})
+
+
+def _trainer(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The trainer's settings on the device that was asked for; `device=auto` leaves them as they are."""
+    device, precision = _device(config)
+    if precision != 32:
+        raise UsageError("Training runs in float32.", "Leave out precision; trainer.autocast=bf16 is there for a GPU.")
+    return {**config["trainer"], **({"accelerator": {"cuda": "gpu"}.get(device, device)} if device != "auto" else {})}
 
 
 def fetch(name: str, progress: Progress | None = None) -> dict[str, Path]:

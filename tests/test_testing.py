@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from scidiff.core.errors import UsageError
 from scidiff.core.path import EDM, VE, VP, AbsorbingPath, Cosine, Linear, MarginalPath, SubVP, UniformPath
+from scidiff.core.path.wrapped import WrappedPath
 from scidiff.core.run import uniform
 from scidiff.core.solvers.jump import Posterior
 from scidiff.core.space import Categorical, Euclidean, Symmetric, Torus, ZeroMean
@@ -187,13 +187,19 @@ def test_each_defect_is_named(base, methods, sentence):
         check_domain(broken(base, **methods))
 
 
-def test_a_torus_needs_its_path():
+def test_a_torus_gets_a_wrapped_path_in_its_own_units():
     class Angles(Vectors):
         def components(self):
-            return {"x": (Torus(), (self.width,))}
+            return {"x": (Torus(360.0), (self.width,))}
 
-    with pytest.raises(UsageError, match="paths="):
-        state_spec(Angles(), {})
+    path = state_spec(Angles(), {})["x"].path
+    assert isinstance(path, WrappedPath) and path.sigma_max == 180.0
+    assert isinstance(state_spec(Angles(), {}, {"x": WrappedPath(sigma_max=90.0)})["x"].path, WrappedPath)
+
+
+def test_the_wrapped_path_conforms():
+    check_path(WrappedPath(), Torus(), (4,))
+    check_path(WrappedPath(sigma_min=0.03, sigma_max=3.0), Torus(6.283), (2,))
 
 
 def test_molecules_conform():
@@ -273,8 +279,9 @@ def test_the_configs_of_a_package_are_composed_and_its_network_learns(tmp_path, 
 
     Local.__module__ = "local.vectors"
     for name, text in {
-        "domain/vectors.yaml": "# @package _global_\ndefaults:\n  - /data: points\n  - /backbone: mlp\n"
-                               "  - /process: vp\n  - /objective: standard\n  - /solver: mixture\n\ndomain:\n  name: vectors\n"
+        "domain/vectors.yaml": "# @package _global_\ndefaults:\n  - /data: points\n"
+                               "  - /backbone: mlp\n  - /process: vp\n  - /objective: standard\n"
+                               "  - /solver: mixture\n\ndomain:\n  name: vectors\n"
                                "  offers: [train]\n  options: {}\n",
         "data/points.yaml": "name: points\ndomain: vectors\n",
         "data/mine.yaml": "name: mine\ndomain: vectors\npath: ???\n",

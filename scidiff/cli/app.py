@@ -21,14 +21,18 @@ app = typer.Typer(
     epilog="Settings are written key=value and win over flags; 'scidiff show VERB' lists them.",
 )
 
-Words = Annotated[list[str] | None, typer.Argument(metavar="[DOMAIN] [KEY=VALUE]...", show_default=False)]
+WORDS = "what to make (scidiff list domains), and settings"
+Words = Annotated[
+    list[str] | None, typer.Argument(metavar="[DOMAIN] [KEY=VALUE]...", show_default=False, help=WORDS)
+]
 From = Annotated[str | None, typer.Option("--from", help="shipped model, run, checkpoint or org/name (from)")]
 Seed = Annotated[int | None, typer.Option(help="sample i depends on (seed, i) alone (seed)")]
 Steps = Annotated[int | None, typer.Option(help="network calls a sample (sampling.steps)")]
 Out = Annotated[str | None, typer.Option(help="folder of the results (out)")]
 Resume = Annotated[str | None, typer.Option(metavar="DIR", help="continue this run (resume)")]
 Only = Annotated[list[str] | None, typer.Option(metavar="ID", help="draw these samples alone, s0007 (sampling.only)")]
-Condition = Annotated[list[str] | None, typer.Option(metavar="K=V", help="what is wanted; repeatable (condition.K)")]
+Condition = Annotated[list[str] | None, typer.Option(metavar="K=V", help="what is wanted, logp=1.5; repeatable (condition.K)")]
+CONDITIONED = "property that samples can be asked for later; repeatable (condition.NAME=true)"
 Guide = Annotated[float | None, typer.Option(help="strength of the condition (guidance=cfg guidance.weight)")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda (device)")]
 Batch = Annotated[int | None, typer.Option(help="samples computed together (sampling.chunk)")]
@@ -68,7 +72,9 @@ def generate(
     out: Out = None,
     resume: Resume = None,
     only: Only = None,
-    num_atoms: Annotated[str | None, typer.Option(metavar="4-9", help="size of a sample (sampling.sizes)")] = None,
+    num_atoms: Annotated[
+        str | None, typer.Option(metavar="7|4-9", help="heavy atoms (or nodes) of a sample (sampling.sizes)")
+    ] = None,
     condition: Condition = None,
     guide: Guide = None,
     device: Device = None,
@@ -186,6 +192,7 @@ def rollout(
 @app.command()
 def train(
     words: Annotated[list[str] | None, typer.Argument(metavar="[NAME] [KEY=VALUE]...", show_default=False)] = None,
+    condition: Annotated[list[str] | None, typer.Option(metavar="NAME", help=CONDITIONED)] = None,
     seed: Seed = None,
     out: Out = None,
     resume: Resume = None,
@@ -196,7 +203,8 @@ def train(
 ) -> None:
     """Train a model, or many in a sweep.
 
-    Examples: scidiff train experiment=qm9_flow; scidiff train -m qm9_flow trainer.lr=1e-3,2e-3
+    Examples: scidiff train qm9_flow; scidiff train -m qm9_flow trainer.lr=1e-3,2e-3; scidiff train nci5k_flow
+    --condition logp (then scidiff generate --from RUN --condition logp=1.5 --guide 2)
     """
     from scidiff.cli import overrides as o
     from scidiff.cli.work import resumed, work
@@ -204,7 +212,7 @@ def train(
     bare, settings = o.split_words(words)
     if len(bare) > 1:
         raise UsageError(f"'train' takes one experiment, not {', '.join(bare)}.")
-    asked = o.assign({"experiment": bare[0] if bare else None, "seed": seed})
+    asked = [*o.assign({"experiment": bare[0] if bare else None, "seed": seed}), *o.conditioned(condition)]
     if resume is not None:
         more = [*asked, *settings, *(["--out"] if out else []), *(["-m"] if multirun else [])]
         work("train", resumed("train", resume, more, device=device), dry_run)

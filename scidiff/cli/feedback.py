@@ -1,7 +1,7 @@
 """What a person sees while a command works: errors, progress and the closing summary.
 
 An error is one sentence on the error stream; the traceback appears only with `--debug`. Progress is a bar on a terminal
-and one plain line for every 5 % elsewhere. Results go to the output stream, everything else to the error stream.
+and plain lines elsewhere, one for every 5 % but not more than one in three seconds. Results go to the output stream, everything else to the error stream.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from typing import Any, Self
 from scidiff.core.errors import ScidiffError
 
 EVERY = 5
-"""Percent between two plain lines of progress."""
+"""Percent between two plain lines of progress, at least."""
+
+QUIET = 3.0
+"""Seconds between two of them, at least; the last line always appears."""
 
 HINT = " Run again with --debug for the traceback."
 
@@ -89,7 +92,8 @@ class Progress:
         self._live: Any = None
         self._tasks: dict[str, Any] = {}
         self._said: dict[str, int] = {}
-        self._since: dict[str, float] = {}
+        self._since: dict[str, tuple[float, int]] = {}
+        self._last: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -123,19 +127,20 @@ class Progress:
 
     def _line(self, label: str, done: int, total: int | None) -> None:
         now = time.monotonic()
-        since = self._since.setdefault(label, now)
-        if not total:
+        if not total or total == 1:
             if label not in self._said:
                 self._said[label] = 0
                 say(label)
             return
+        since, first = self._since.setdefault(label, (now, done))
         percent = 100 * done // total
         step = percent // EVERY * EVERY
-        if step <= self._said.get(label, -1):
+        early = now - self._last.setdefault(label, now) < QUIET
+        if step <= self._said.get(label, 0) or (early and done < total):
             return
-        self._said[label] = step
+        self._said[label], self._last[label] = step, now
         spent = now - since
-        left = f", {spent / done * (total - done):.0f} s left" if 0 < done < total else ""
+        left = f", {spent / (done - first) * (total - done):.0f} s left" if first < done < total else ""
         say(f"{label}: {percent} % ({done}/{total}), {spent:.0f} s{left}")
 
 

@@ -41,6 +41,15 @@ def conditions(given: Iterable[str] | None) -> list[str]:
     return found
 
 
+def conditioned(given: Iterable[str] | None) -> list[str]:
+    """`train --condition logp` to `++condition.logp=true`."""
+    names = [name.strip() for word in given or () for name in word.split(",") if name.strip()]
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise UsageError(f"{name!r} names no property.", "Write --condition logp; a value comes with 'generate'.")
+    return [f"++condition.{name}=true" for name in names]
+
+
 def guide(weight: float | None) -> list[str]:
     """`--guide 2` switches classifier-free guidance on with that weight."""
     return [] if weight is None else ["guidance=cfg", f"guidance.weight={quote(float(weight))}"]

@@ -195,9 +195,7 @@ def _following(verb: str, settings: Mapping[str, Any], folder: Any) -> str:
     if folder is None:
         return ""
     domain = (settings.get("domain") or {}).get("name", "")
-    following = {
-        "generate": f"scidiff evaluate {folder}",
-        "train": f"scidiff generate {domain} --from {folder}",
-        "evaluate": "scidiff list models",
-    }
+    if settings.get("prepare"):
+        return f"python -m scidiff.training {folder}"
+    following = {"generate": f"scidiff evaluate {folder}", "train": f"scidiff generate {domain} --from {folder}"}
     return following.get(verb, "")

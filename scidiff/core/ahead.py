@@ -33,13 +33,17 @@ def normals(run: Run, site: Any, tag: str, steps: Sequence[int], dtype: torch.dt
         salts.append(signed(run.salt(tag, site.name)))
     run.step = here
     index = index_of(site.dims, site.padded, site.space.symmetric, ids.device)
-    salt = torch.tensor(salts, dtype=torch.int64).to(ids.device, non_blocking=True)
+    if ids.device.type == "cpu":
+        salt = torch.tensor(salts, dtype=torch.int64)
+    else:
+        # Filled on the device: a copy from the host would wait for it, and could not be captured in a graph.
+        salt = torch.stack([torch.full((), v, dtype=torch.int64, device=ids.device) for v in salts])
     key = mix(run.keys(ids) ^ salt[:, None])
     return to_normal(mix(key.view(*key.shape, *[1] * index.dim()) + index)).to(dtype)
 
 
 class NoiseAhead:
-    """The noise of the affine rows of one run; `steps` are the unpacked stages of a plan, or nothing."""
+    """The noise of the affine rows of one run; `steps` are all unpacked stages of its plan, or nothing."""
 
     __slots__ = ("_blocks", "_loop", "_places")
 
@@ -47,7 +51,9 @@ class NoiseAhead:
         self._loop = loop
         self._blocks: dict[tuple[str, str], dict[int, Tensor]] = {}
         self._places: dict[tuple[str, str], list[int]] = {}
-        for number, (_, _, _, _, rows, _) in enumerate(steps, loop.stage):
+        if loop.context.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return  # a graph must not read a block's salts, which lie in memory of the host
+        for number, (_, _, _, _, rows, _) in enumerate(steps):
             for row in rows:
                 if row[1] and row[7] != 0.0:
                     self._places.setdefault((row[0], row[8]), []).append(number)

@@ -49,8 +49,8 @@ class GaussianMixture:
     def __init__(self, means: Tensor | Sequence, stds: Tensor | Sequence,
                  weights: Tensor | Sequence | None = None) -> None:
         self.means = torch.as_tensor(means, dtype=torch.float64)
-        stds = torch.as_tensor(stds, dtype=torch.float64)
-        self.stds = (stds[:, None] if stds.dim() == 1 else stds).expand_as(self.means).contiguous()
+        s = torch.as_tensor(stds, dtype=torch.float64)
+        self.stds = (s[:, None] if s.dim() == 1 else s).expand_as(self.means).contiguous()
         w = torch.ones(len(self.means)) if weights is None else torch.as_tensor(weights)
         self.weights = w.to(torch.float64) / w.to(torch.float64).sum()
 
@@ -196,8 +196,8 @@ class AnalyticGaussian(Denoiser):
                  dims: Mapping[str, int], kinds: Mapping[str, str] | None = None) -> None:
         super().__init__()
         self.mean = torch.as_tensor(mean, dtype=torch.float64)
-        cov = torch.as_tensor(cov, dtype=torch.float64)
-        self.cov = 0.5 * (cov + cov.T)
+        c = torch.as_tensor(cov, dtype=torch.float64)
+        self.cov = 0.5 * (c + c.T)
         self.paths, self.dims, self.kinds = dict(paths), dict(dims), dict(kinds or {})
         if sum(self.dims[n] for n in self.paths) != self.mean.numel():
             raise ScidiffError("The dimensions of the components do not add up to the length of the mean.")
@@ -248,7 +248,7 @@ class AnalyticGaussian(Denoiser):
 
     def log_prob(self, state: State, t: Times, ctx: Context) -> Tensor:
         """log p_t of the joint state, [B], nats."""
-        mean, cov = self.marginal(t)
+        _, cov = self.marginal(t)
         off = self._offset(state, t, ctx)
         return torch.distributions.MultivariateNormal(torch.zeros_like(off), cov).log_prob(off)
 
@@ -272,13 +272,15 @@ class AnalyticGaussian(Denoiser):
 def ring8(radius: float = 1.0, std: float = 0.05) -> GaussianMixture:
     """Eight modes on a circle in two dimensions."""
     angle = torch.arange(8, dtype=torch.float64) * (2 * math.pi / 8)
-    return GaussianMixture(radius * torch.stack([angle.cos(), angle.sin()], -1), torch.full((8,), std, dtype=torch.float64))
+    means = radius * torch.stack([angle.cos(), angle.sin()], -1)
+    return GaussianMixture(means, torch.full((8,), std, dtype=torch.float64))
 
 
 def mixture32(seed: int = 0) -> GaussianMixture:
     """Five random unit-normal means in 32 dimensions, standard deviation 0.25."""
     g = torch.Generator().manual_seed(seed)
-    return GaussianMixture(torch.randn(5, 32, dtype=torch.float64, generator=g), torch.full((5,), 0.25, dtype=torch.float64))
+    means = torch.randn(5, 32, dtype=torch.float64, generator=g)
+    return GaussianMixture(means, torch.full((5,), 0.25, dtype=torch.float64))
 
 
 def random_mixture(seed: int, dim: int = 4, components: int = 6) -> GaussianMixture:

@@ -1,179 +1,110 @@
-"""The loop of a fixed plan as one CUDA graph: captured once for each set of shapes, replayed for every seed and batch.
+"""The whole loop of a fixed plan as one CUDA graph.
 
-A graph repeats kernels on fixed memory, so everything that differs between runs lies in static buffers that are filled
-before a replay: the tensors of the context (ids, sizes, conditions, centres ...) and the keys of the counter noise, one
-int64 a sample, which are all that a seed decides. Salts of the noise (stream, step, tag, component) and the
-coefficients of the plan are constants of the graph. Masks are computed inside it, from the static sizes.
-
-Refused: plans that look at the state (adaptive, first hitting), rules, and anything that needs gradients. A network
-that synchronises with the host cannot be captured. Weights must keep their storage while a graph lives.
+A small network on a GPU is bound by launches: a hundred steps are thousands of kernels of a few microseconds. Since a
+fixed plan holds floats only and never waits for the device, the loop can be captured once and replayed for every chunk
+of the same shape. What changes between chunks lives in static buffers that are filled before a replay: the sample ids
+with the keys of their noise, sizes, conditions, centres, known entries. Step numbers, tags and the stream are
+constants of the graph; the seed enters through the keys. Denoisers may keep tensors in the run's memory.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from scidiff.core.errors import UsageError
-from scidiff.core.path.base import Prediction
-from scidiff.core.path.categorical import CategoricalPath
-from scidiff.core.run import Run, _index
-from scidiff.core.solvers.fixed import Fixed, Stored
-from scidiff.core.spec import Context
+from scidiff.core.run import Run, sample_keys
+from scidiff.core.spec import Context, State
 
 if TYPE_CHECKING:
     from scidiff.core.sampler import Loop, Result, Sampler
 
-KEPT = 8  # graphs held at once; each has its own memory
-Capture = Callable[[Callable[[], Any], Callable[[], Any]], tuple[Any, Callable[[], None]]]
-
-
-def tensors(ctx: Context) -> dict[str, Tensor]:
-    """Every tensor of a context by name."""
-    out = {"ids": ctx.ids}
-    if ctx.sizes is not None:
-        out["sizes"] = ctx.sizes
-    for group in ("cond", "known"):
-        for name, pair in getattr(ctx, group).items():
-            out[f"{group}/{name}/0"], out[f"{group}/{name}/1"] = pair
-    for group in ("centre", "source", "meta"):
-        out.update({f"{group}/{n}": v for n, v in getattr(ctx, group).items() if isinstance(v, Tensor)})
-    return out
-
-
-def copied(ctx: Context) -> Context:
-    """A context with tensors of its own and nothing remembered."""
-    def pair(v: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return v[0].clone(), v[1].clone()
-
-    return replace(
-        ctx, ids=ctx.ids.clone(), sizes=None if ctx.sizes is None else ctx.sizes.clone(),
-        cond={k: pair(v) for k, v in ctx.cond.items()}, known={k: pair(v) for k, v in ctx.known.items()},
-        centre={k: v.clone() for k, v in ctx.centre.items()}, source={k: v.clone() for k, v in ctx.source.items()},
-        meta={k: v.clone() if isinstance(v, Tensor) else v for k, v in ctx.meta.items()}, _masks={}, _time=None)
-
-
-def cuda_capture(warm_up: Callable[[], Any], record: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
-    """Runs `warm_up` beside the main stream, captures `record`; returns what it returned and the replay."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        warm_up()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = record()
-    return out, graph.replay
+WARM = 2
 
 
 @dataclass
-class _Graph:
-    """One captured loop: its buffers, what it computes into, and what must stay alive with it."""
+class Captured:
+    """A graph with its static inputs and outputs."""
 
-    buffers: dict[str, Tensor]
+    graph: Any
+    ctx: Context
     keys: Tensor
-    fixed_meta: dict[str, Any]
     loop: Loop
-    replay: Callable[[], None]
-    held: list[Tensor]
 
 
 class GraphedLoop:
-    """Runs a Sampler's fixed plan as a CUDA graph. `capture` is `cuda_capture` except in tests."""
+    """Captures on the first run of a chunk shape, replays afterwards; used by `Sampler(cuda_graph=True)`."""
 
-    def __init__(self, sampler: Sampler, capture: Capture = cuda_capture) -> None:
-        if not isinstance(sampler.driver, (Fixed, Stored)):
-            name = type(sampler.driver).__name__
-            raise UsageError(f"solver.cuda_graph=true captures fixed plans, and {name} makes none.",
-                             "Leave it out with this solver.")
-        if sampler.rules or sampler.needs_grad:
-            raise UsageError("solver.cuda_graph=true captures plans without rules and gradients.",
-                             "Leave it out where entries are clamped or a measurement guides.")
-        self.sampler, self._capture = sampler, capture
-        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
+    def __init__(self, sampler: Sampler) -> None:
+        if sampler.needs_grad or sampler.rules:
+            raise UsageError("solver.cuda_graph=true does not go with rules or gradients in the sampling loop.",
+                             "Leave it out for this task.")
+        if not hasattr(sampler.driver, "plan"):
+            raise UsageError("solver.cuda_graph=true needs a solver with a fixed plan.")
+        self.sampler = sampler
+        self._captured: dict[tuple[Any, ...], Captured] = {}
 
-    def run(self, ctx: Context, seed: int | Run) -> Result:
-        """The samples of `Sampler.run(ctx, seed)` from the source, bit for bit those of the loop without a graph."""
-        from scidiff.core.errors import NonFinite
+    def run(self, ctx: Context, seed: int) -> Result:
+        """The same Result as the plain loop; the last predictions are those of the final stage."""
         from scidiff.core.sampler import Result
 
-        if self._capture is cuda_capture and ctx.device.type != "cuda":
-            raise UsageError(f"solver.cuda_graph=true needs the samples on a GPU; they are on the {ctx.device.type}.",
-                             "Set device=cuda.")
-        run = seed if isinstance(seed, Run) else Run(seed)
-        if run.memory:
-            return self.sampler.run(ctx, run, on_step=_nothing)
+        key = tuple((name, tuple(x.shape), x.dtype) for name, x in tensors(ctx))
         with torch.inference_mode():
-            graph = self._graph(ctx, run)
-            for name, value in tensors(ctx).items():
-                graph.buffers[name].copy_(value)
-            graph.keys.copy_(run.keys(ctx.ids))
-            graph.replay()
-            loop = graph.loop
-            finite = self.sampler._finite(loop)
-            state = {n: x.clone() for n, x in loop.state.items()}
-            predictions = {n: self._own(n, p, ctx) for n, p in loop.predictions.items()}
-        if not finite:
-            self.sampler.run(ctx, run.seed, on_step=_nothing)  # names the step and the component
-            raise NonFinite("The captured run ended with values that are not finite, the run without a graph did not.",
-                            "Leave solver.cuda_graph out, and report this.")
+            found = self._captured.get(key)
+            if found is None:
+                found = self._captured[key] = self._capture(ctx, seed)
+            for (_, old), (_, new) in zip(tensors(found.ctx), tensors(ctx), strict=True):
+                old.copy_(new)
+            # Masks are made from sizes inside the graph's warm-up; they are buffers too.
+            for shape, mask in found.ctx._masks.items():
+                fresh = ctx.mask(shape)
+                if mask is not None and fresh is not None:
+                    mask.copy_(fresh)
+            found.keys.copy_(sample_keys(seed, ctx.ids))
+            found.graph.replay()
+            loop = found.loop
+            if not self.sampler._finite(loop):
+                plain = self.sampler._begin(ctx, seed, None, 1.0, None)
+                self.sampler._loop(plain, None, self.sampler._locate)
+            state: State = {name: x.clone() for name, x in loop.state.items()}
+        run = Run(seed)
         run.step = loop.run.step
-        return Result(state, predictions, loop.nfe, run)
+        return Result(state, loop.bound(), loop.nfe, run)
 
-    def _own(self, name: str, pred: Prediction, ctx: Context) -> Prediction:
-        """A prediction whose tensors outlive the next replay."""
-        z = None if pred.z is None else pred.z.clone()
-        site = None if pred.site is None else ctx.at(name, self.sampler.spec[name])
-        return Prediction(pred.kind, pred.value.clone(), pred.path, z, pred.t, site)
+    def _capture(self, ctx: Context, seed: int) -> Captured:
+        static = ctx._map(lambda x: x.clone())
+        keys = sample_keys(seed, static.ids)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM):
+                self._once(static, seed, keys)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loop = self._once(static, seed, keys)
+        return Captured(graph, static, keys, loop)
 
-    def _graph(self, ctx: Context, run: Run) -> _Graph:
-        """The graph for these shapes, captured when they are first met or the fixed part of `meta` has changed."""
-        shapes = tuple((n, tuple(v.shape), v.dtype) for n, v in tensors(ctx).items())
-        key = (shapes, ctx.n_max, str(ctx.device), run.stream, run.step)
-        fixed_meta = {k: v for k, v in ctx.meta.items() if not isinstance(v, Tensor)}
-        found = self._graphs.get(key)
-        if found is None or found.fixed_meta != fixed_meta:
-            self._graphs.pop(key, None)
-            while len(self._graphs) >= KEPT:
-                self._graphs.popitem(last=False)
-            found = self._graphs[key] = self._captured(ctx, run, fixed_meta)
-        self._graphs.move_to_end(key)
-        return found
-
-    def _captured(self, ctx: Context, run: Run, fixed_meta: dict[str, Any]) -> _Graph:
-        sampler = self.sampler
-        static, keys = copied(ctx), run.keys(ctx.ids).clone()
-        # Tables that modules remember across runs: the graph reads their memory, so it keeps them alive.
-        held = [_index((1,), (False,), False, ctx.device)]
-        for name, c in sampler.spec.items():
-            site = static.at(name, c)
-            held.append(_index(site.dims, site.padded, c.space.symmetric, ctx.device))
-            if isinstance(c.path, CategoricalPath):
-                held.append(c.path.law(site))
-        static._masks.clear()
-
-        def warm_up() -> None:
-            # Contexts of their own: whatever is remembered for a context must be computed anew inside the graph.
-            for _ in range(2):
-                self._loop(copied(ctx), run.keys(ctx.ids), run)
-
-        loop, replay = self._capture(warm_up, lambda: self._loop(static, keys, run))
-        return _Graph(tensors(static), keys, fixed_meta, loop, replay, held)
-
-    def _loop(self, ctx: Context, keys: Tensor, like: Run) -> Loop:
-        """The whole loop on one context, with given noise keys."""
-        own = Run(like.seed, like.stream)
-        own.step = like.step
-        own._keys, own._keys_for = keys, ctx.ids
-        loop = self.sampler._begin(ctx, own, None, None)
-        self.sampler._loop(loop, 1.0, None, check=False)
+    def _once(self, ctx: Context, seed: int, keys: Tensor) -> Loop:
+        run = Run(seed)
+        run._keys, run._keys_for = keys, ctx.ids
+        loop = self.sampler._begin(ctx, run, None, 1.0, None)
+        self.sampler._loop(loop, None)
         return loop
 
 
-def _nothing(loop: Loop) -> None:
-    """A callback, which keeps the Sampler from using its graph."""
+def tensors(ctx: Context) -> list[tuple[str, Tensor]]:
+    """Every tensor of a context that differs among chunks, in a fixed order."""
+    out = [("ids", ctx.ids)]
+    if ctx.sizes is not None:
+        out.append(("sizes", ctx.sizes))
+    for name, (value, present) in sorted(ctx.cond.items()):
+        out += [(f"cond/{name}", value), (f"cond/{name}/present", present)]
+    for name, (value, where) in sorted(ctx.known.items()):
+        out += [(f"known/{name}", value), (f"known/{name}/where", where)]
+    for group, entries in (("centre", ctx.centre), ("source", ctx.source)):
+        out += [(f"{group}/{name}", value) for name, value in sorted(entries.items())]
+    return out + [(f"meta/{name}", value) for name, value in sorted(ctx.meta.items()) if isinstance(value, Tensor)]

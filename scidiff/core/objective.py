@@ -162,7 +162,7 @@ class StandardObjective:
         if self.stratified:
             offset = mix_int(hash_text("strata") ^ mix_int(run.seed) ^ run.step) / 2.0**64
             place = torch.arange(ctx.batch, device=u.device, dtype=torch.float64)
-            u = ((place + offset * ctx.batch) % ctx.batch + u) / ctx.batch
+            u = ((place + offset * ctx.batch + u) % ctx.batch) / ctx.batch
         t = self.time(u.clamp(1e-7, 1 - 1e-7))  # type: ignore[operator]
         low = max(c.path.bounds[0] for c in self.spec.values())
         high = min(c.path.bounds[1] for c in self.spec.values())

@@ -28,6 +28,7 @@ from scidiff.core.spec import Context, Site, State, StateSpec
 Rule = Callable[[State, State, Predictions, Any, Any, Context, Run], State]
 OnStep = Callable[["Loop"], None]
 Step = tuple[Any, ...]
+Table = tuple[list[tuple[str, str, int]], list[Step] | None]
 
 
 @dataclass
@@ -46,13 +47,13 @@ class Loop:
     `stage` counts the stages done. Drivers that look at the loop may change `history` and `run.memory` between stages.
     """
 
-    __slots__ = ("bad", "context", "history", "nfe", "noises", "predictions", "run", "s", "sites", "spec", "stage", "start",
-                 "state", "t", "total")
+    __slots__ = ("bad", "context", "history", "nfe", "noises", "predictions", "run", "s", "sites", "spec", "stage",
+                 "start", "state", "t", "t_start", "total")
 
     def __init__(self, spec: StateSpec, state: State, ctx: Context, run: Run, sites: dict[str, Site],
-                 noises: dict[str, Noise], history: dict[str, dict[str, list[Tensor]]]) -> None:
+                 noises: dict[str, Noise], history: dict[str, dict[str, list[Tensor]]], t_start: float = 1.0) -> None:
         self.spec, self.state, self.start, self.context, self.run = spec, state, dict(state), ctx, run
-        self.sites, self.noises, self.history = sites, noises, history
+        self.sites, self.noises, self.history, self.t_start = sites, noises, history, t_start
         self.predictions: Predictions = {}
         self.nfe = self.stage = self.total = 0
         self.t: Any = 1.0
@@ -62,6 +63,7 @@ class Loop:
     def state_dict(self) -> dict[str, Any]:
         """A checkpoint of the run between two steps; `Sampler.run(resume=...)` continues from it."""
         return {"state": dict(self.state), "start": dict(self.start), "stage": self.stage, "nfe": self.nfe,
+                "t_start": self.t_start,
                 "history": {n: {f: list(h) for f, h in kinds.items()} for n, kinds in self.history.items()},
                 "run": self.run.state_dict()}
 
@@ -86,9 +88,8 @@ class Sampler:
         self.denoiser: Any = denoiser
         self.needs_grad = bool(getattr(denoiser, "needs_grad", False)
                                or any(getattr(r, "needs_grad", False) for r in rules))
-        self._kept = [(n, form, depth) for n, kinds in driver.history(spec).items() for form, depth in kinds.items()]
-        self._place = {(n, form): i for i, (n, form, _) in enumerate(self._kept)}
-        self._unpacked: dict[float, list[Step]] = {}
+        self._ready: dict[float, Table] = {}
+        self._prepare(1.0)
         self._graph: Any = None
         if compile:
             self.denoiser = torch.compile(denoiser)
@@ -108,35 +109,32 @@ class Sampler:
             resume: Mapping[str, Any] | None = None, on_step: OnStep | None = None) -> Result:
         """Integrates from t_start (default: the source) to the end of the driver's grid.
 
-        `start` is the state at t_start (default: a draw of the source). `resume` is a `Loop.state_dict()`. `on_step`
-        is called with the Loop after each step. Raises NonFinite if a network returned NaN or infinity.
+        `start` is the state at t_start (default: a draw of the source). `resume` is a `Loop.state_dict()`, which knows
+        where its run started. `on_step` is called with the Loop after each step. Raises NonFinite if a network
+        returned NaN or infinity.
         """
         if start is None and t_start != 1.0 and resume is None:
             raise ScidiffError("Starting before the source (t_start < 1) needs a start state.")
         if self._graph is not None and isinstance(seed, int) and start is None and resume is None and on_step is None:
             return self._graph.run(ctx, seed)
-        origin = {"resume": resume} if resume is not None else {"start": start, "memory": _memory(seed)}
+        memory = dict(seed.memory) if isinstance(seed, Run) else {}
         with torch.inference_mode(not self.needs_grad):
-            loop = self._begin(ctx, seed, start, resume)
-            self._loop(loop, t_start, on_step)
+            loop = self._begin(ctx, seed, start, t_start, resume)
+            self._loop(loop, on_step)
             if not self._finite(loop):
-                self._replay(ctx, seed, t_start, origin)
+                again: int | Run = seed
+                if isinstance(seed, Run):
+                    again = Run(seed.seed, seed.stream)
+                    again.memory.update(memory)
+                self._loop(self._begin(ctx, again, start, t_start, resume), None, self._locate)
+                raise NonFinite("The run ended with values that are not finite.")
         return Result(loop.state, loop.bound(), loop.nfe, loop.run)
 
-    def _replay(self, ctx: Context, seed: int | Run, t_start: float, origin: Mapping[str, Any]) -> None:
-        """Repeats a failed run with checks after each stage; raises NonFinite."""
-        run: int | Run = seed
-        if isinstance(seed, Run):
-            run = Run(seed.seed, seed.stream)
-            run.memory.update(origin.get("memory") or {})
-        loop = self._begin(ctx, run, origin.get("start"), origin.get("resume"))
-        self._loop(loop, t_start, None, self._locate)
-        raise NonFinite("The run ended with values that are not finite.")
-
-    def _begin(self, ctx: Context, seed: int | Run, start: State | None, resume: Mapping[str, Any] | None) -> Loop:
+    def _begin(self, ctx: Context, seed: int | Run, start: State | None, t_start: float,
+               resume: Mapping[str, Any] | None) -> Loop:
         run = seed if isinstance(seed, Run) else Run(seed)
         if resume is not None:
-            run = Run.from_state_dict(resume["run"])
+            run, t_start = Run.from_state_dict(resume["run"]), resume["t_start"]
         sites = {n: ctx.at(n, c) for n, c in self.spec.items()}
         noises = {n: run.handle(site, self.dtype) for n, site in sites.items()}
         if resume is not None:
@@ -147,32 +145,35 @@ class Sampler:
             if missing:
                 raise ScidiffError(f"The start state has no component {', '.join(sorted(missing))}.")
         history: dict[str, dict[str, list[Tensor]]] = {}
-        for name, form, _ in self._kept:
+        for name, form, _ in self._prepare(t_start)[0]:
             history.setdefault(name, {})[form] = [] if resume is None else list(resume["history"][name][form])
-        loop = Loop(self.spec, state, ctx, run, sites, noises, history)
+        loop = Loop(self.spec, state, ctx, run, sites, noises, history, t_start)
         if resume is not None:
             loop.start, loop.stage, loop.nfe = dict(resume["start"]), resume["stage"], resume["nfe"]
         return loop
 
-    def _unpack(self, stage: Stage) -> Step:
+    def _prepare(self, t_start: float) -> Table:
+        """What is remembered of predictions, and the unpacked stages of a plan (None where the driver has none)."""
+        found = self._ready.get(t_start)
+        if found is None:
+            make: Any = getattr(self.driver, "plan", None)
+            plan = None if make is None else make(self.spec, t_start)
+            need = self.driver.history(self.spec) if plan is None else plan.history()
+            kept = [(n, form, depth) for n, kinds in need.items() for form, depth in kinds.items()]
+            found = kept, None if plan is None else [self._unpack(stage, kept) for stage in plan.stages]
+            self._ready[t_start] = found
+        return found
+
+    def _unpack(self, stage: Stage, kept: list[tuple[str, str, int]]) -> Step:
         """A stage as nested tuples: what the loop touches, in the order in which it does."""
-        rows = []
+        place, rows = {(n, form): i for i, (n, form, _) in enumerate(kept)}, []
         for r in stage.rows:
             space = self.spec[r.name].space
             affine = r.kernel == "affine"
             terms = tuple(zip(r.b, r.on, strict=True)) if affine else ()
-            rows.append((r.name, affine, r.base == "start", r.a, self._place.get((r.name, r.form)), terms,
-                         r.m, r.c, r.tag, space.wrap if space.wraps else None, r.keep, r))
+            rows.append((r.name, affine, r.base == "start", r.a, place.get((r.name, r.form)), terms, r.m, r.c, r.tag,
+                         space.wrap if space.wraps else None, r.keep, r))
         return stage.t, stage.s, stage.evaluate, stage.last, tuple(rows), stage
-
-    def _steps(self, loop: Loop, t_start: float) -> Iterable[Step]:
-        """The stages still to do, unpacked; those of a plan once per Sampler."""
-        if not hasattr(self.driver, "plan"):
-            return map(self._unpack, self.driver.stages(loop, t_start))
-        found = self._unpacked.get(t_start)
-        if found is None:
-            found = self._unpacked[t_start] = [self._unpack(s) for s in self.driver.plan(self.spec, t_start).stages]
-        return found[loop.stage:] if loop.stage else found
 
     def _call(self) -> Any:
         """The denoiser without the detour through nn.Module.__call__ where it has no hooks."""
@@ -181,14 +182,19 @@ class Sampler:
         hooked = plain and (d._forward_hooks or d._forward_pre_hooks or d._backward_hooks or d._backward_pre_hooks)
         return d.forward if plain and not hooked else d
 
-    def _loop(self, loop: Loop, t_start: float, on_step: OnStep | None, check: Callable[[Loop], None] | None = None) -> None:
+    def _loop(self, loop: Loop, on_step: OnStep | None, check: Callable[[Loop], None] | None = None) -> None:
         ctx, run, state, start, rules = loop.context, loop.run, loop.state, loop.start, self.rules
-        past = [loop.history[name][form] for name, form, _ in self._kept]
-        push = [(name, form, depth, kept) for (name, form, depth), kept in zip(self._kept, past, strict=True)]
-        loop.total = self.driver.total(self.spec, t_start)
+        remembered, planned = self._prepare(loop.t_start)
+        past = [loop.history[name][form] for name, form, _ in remembered]
+        push = [(name, form, depth, kept) for (name, form, depth), kept in zip(remembered, past, strict=True)]
+        loop.total = self.driver.total(self.spec, loop.t_start)
         predict, mul, add, centre = self._call(), torch.mul, torch.add, ctx.centre
-        steps = self._steps(loop, t_start)
-        ahead = NoiseAhead(loop, steps if isinstance(steps, list) else ())
+        steps: Iterable[Step] = ()
+        if planned is None:
+            steps = (self._unpack(stage, remembered) for stage in self.driver.stages(loop, loop.t_start))
+        else:
+            steps = planned[loop.stage:]
+        ahead = NoiseAhead(loop, planned or ())
         number = loop.stage
         for t, s, evaluate, last, rows, stage in steps:
             run.step, loop.t, loop.s = number, t, s
@@ -199,7 +205,8 @@ class Sampler:
                     pred = preds[name]
                     value = pred.values.get(form)
                     if value is None:
-                        value = pred.bind(self.spec[name].path, state[name], time_of(t, name), loop.sites[name]).to(form)
+                        bound = pred.bind(self.spec[name].path, state[name], time_of(t, name), loop.sites[name])
+                        value = bound.to(form)
                     kept.insert(0, value)
                     if len(kept) > depth:
                         kept.pop()
@@ -266,12 +273,10 @@ class Sampler:
                                 "Check the training run, or sample with precision=64 or device=cpu.")
         for name, x in loop.state.items():
             if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-                raise NonFinite(f"Component {name!r} stopped being finite {where}, though the network's output was finite.",
-                                "Use more steps or a lower order.")
-
-
-def _memory(seed: int | Run) -> dict[str, Any]:
-    return dict(seed.memory) if isinstance(seed, Run) else {}
+                raise NonFinite(
+                    f"Component {name!r} stopped being finite {where}, though the network's output was finite.",
+                    "Use more steps or a lower order.",
+                )
 
 
 def _text(t: Any) -> str:

@@ -7,6 +7,7 @@ together (`chunks`) changes rounding only, and a run stores it, so that its bits
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,7 @@ class Drawing:
     sampler: Sampler
     device: torch.device
     nfe: int
+    graphed: bool = False
 
 
 class Model:
@@ -104,22 +106,38 @@ class Model:
         driver = build(merged_solver(self.config["solver"], solver, steps))
         denoiser: Any = self.denoiser
         if guidance and "_target_" in guidance:
-            if not (self.config.get("statistics") or {}).get("conditions"):
-                raise UsageError(f"The model {self.name!r} was trained without conditions, so it cannot be guided.",
-                                 "Leave --guide out.")
             denoiser = build(guidance, denoiser=denoiser)
         sampler = Sampler(self.spec, denoiser, driver, dtype=dtype, compile=bool(getattr(driver, "compile", False)),
                           cuda_graph=bool(getattr(driver, "cuda_graph", False)))
-        return Drawing(sampler, place, int(driver.total(self.spec, 1.0)))
+        return Drawing(sampler, place, int(driver.total(self.spec, 1.0)), bool(getattr(driver, "cuda_graph", False)))
+
+    @property
+    def conditions(self) -> dict[str, dict[str, float]]:
+        """What the model was conditioned on in training: name -> mean and standard deviation of the data."""
+        return dict((self.config.get("statistics") or {}).get("conditions") or {})
+
+    def agree(self, guidance: Mapping[str, Any] | None, condition: Mapping[str, Any] | None) -> None:
+        """UsageError where guidance has nothing to act on."""
+        if not guidance or "_target_" not in guidance:
+            return
+        if not self.conditions:
+            raise UsageError(f"The model {self.name!r} was trained without conditions, so it cannot be guided.",
+                             "Leave --guide out.")
+        if not condition:
+            raise UsageError("Guidance needs something to guide to.",
+                             f"Add --condition NAME=VALUE; this model knows {', '.join(self.conditions)}.")
 
     def template(self, ids: Tensor, seed: int, condition: Mapping[str, Any] | None = None,
                  options: Mapping[str, Any] | None = None) -> Context:
         """The context of samples `ids`, conditions standardised as in training."""
-        known = (self.config.get("statistics") or {}).get("conditions") or {}
-        for name in condition or {}:
+        known = self.conditions
+        for name, value in (condition or {}).items():
             if name not in known:
                 raise UsageError(f"The model {self.name!r} knows no condition {name!r}.",
                                  nearest(name, known) if known else "It was trained without conditions.")
+            if value is not None and not _is_number(value):
+                raise UsageError(f"The condition {name} must be a number, not {value!r}.",
+                                 f"In the training data it was {known[name]['mean']:.3g} +- {known[name]['std']:.2g}.")
         ctx = self.domain.template(Request(ids, seed, dict(condition or {}), dict(options or {})))
         for name, about in known.items():
             wanted = (condition or {}).get(name)
@@ -142,8 +160,12 @@ class Model:
         return {name: _repad(x.cpu(), self.spec[name].shape, padded) for name, x in result.state.items()}
 
     def draws(self, drawing: Drawing, ctx: Context, chunks: Sequence[Sequence[int]], seed: int,
-              progress: Progress | None = None, skip: Sequence[int] = ()) -> Iterator[tuple[int, State]]:
-        """(chunk number, state) for each chunk that is not in `skip`."""
+              progress: Progress | None = None, skip: Sequence[int] = (),
+              watch: Callable[[Any], None] | None = None) -> Iterator[tuple[int, State]]:
+        """(chunk number, state) for each chunk that is not in `skip`; `watch` is called with the Loop after each step.
+
+        A captured loop cannot be looked into: without `watch`, its progress is told by whole chunks.
+        """
         total = sum(len(c) for c in chunks)
         done = sum(len(chunks[i]) for i in skip)
         for i, rows in enumerate(chunks):
@@ -153,9 +175,14 @@ class Model:
             def on_step(loop: Any, rows: Sequence[int] = rows, before: int = done) -> None:
                 if progress is not None:
                     progress("Sampling", before + int(len(rows) * loop.stage / max(loop.total, 1)), total)
+                if watch is not None:
+                    watch(loop)
 
-            state = self.draw(drawing, ctx, rows, seed, on_step)
+            looked_at = watch is not None or (progress is not None and not drawing.graphed)
+            state = self.draw(drawing, ctx, rows, seed, on_step if looked_at else None)
             done += len(rows)
+            if progress is not None:
+                progress("Sampling", done, total)
             yield i, state
 
     def sample(self, num: int, seed: int = 0, *, steps: int | None = None, solver: Mapping[str, Any] | None = None,
@@ -168,6 +195,7 @@ class Model:
         """
         if int(num) < 1:
             raise UsageError(f"The number of samples must be positive, not {num}.")
+        self.agree(guidance, condition)
         ids = stack_ids(int(start), int(num))
         ctx = self.template(ids, seed, condition, options)
         drawing = self.drawing(solver, steps, guidance, device, precision)
@@ -186,6 +214,10 @@ def join(states: Mapping[int, State], chunks: Sequence[Sequence[int]]) -> State:
     order = torch.argsort(torch.tensor([row for i in sorted(states) for row in chunks[i]]))
     first = next(iter(states.values()))
     return {name: torch.cat([states[i][name] for i in sorted(states)])[order] for name in first}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _repad(x: Tensor, shape: Sequence[int | str], n: int) -> Tensor:

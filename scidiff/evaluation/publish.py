@@ -166,7 +166,7 @@ def _benchmark(result: Mapping[str, Any]) -> str:
 
 def _notes(node: Mapping[str, Any]) -> list[str]:
     notes = node.get("notes") or []
-    return [notes] if isinstance(notes, str) else [str(n) for n in notes]
+    return [notes] if isinstance(notes, str) else ["\n".join(f"* {n}" for n in notes)] if notes else []
 
 
 def _foot(result: Mapping[str, Any]) -> str:

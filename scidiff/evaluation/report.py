@@ -102,6 +102,7 @@ def page_of(place: Path, domain: Domain, samples: Samples, reference: Any, title
     files = sorted(f.name for f in place.iterdir() if not f.name.startswith(".")) if place.is_dir() else []
     pictures = domain.view(samples.objects, samples.verdicts, samples.ids, reference)
     count = len(samples)
+    first = Samples(samples.objects[:ROWS], samples.ids[:ROWS], samples.seed, samples.verdicts[:ROWS], domain)
     return Page(
         title=title,
         subtitle=domain.title or domain.name,
@@ -111,7 +112,7 @@ def page_of(place: Path, domain: Domain, samples: Samples, reference: Any, title
         pictures=[Picture(caption, content) for caption, content in pictures.items()],
         reasons=reasons("valid" if v.valid else v.reason or "not valid" for v in samples.verdicts),
         count=count,
-        table=samples.table()[:ROWS],
+        table=first.table(),
         total=count,
         rejected=list(rejected),
         config=atomic.dump_yaml(config) if config else "",

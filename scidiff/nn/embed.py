@@ -21,7 +21,7 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(channels * columns, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        angle = t.reshape(t.shape[0], -1, 1).float() * self.frequencies
+        angle = t.reshape(t.shape[0], -1, 1).to(self.frequencies.dtype) * self.frequencies
         return self.mlp(torch.cat([angle.cos(), angle.sin()], -1).flatten(1))
 
 

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 def random_walks(adjacency: Tensor, steps: int) -> Tensor:
     """Random-walk probabilities [B, N, N, steps] of a non-negative adjacency [B, N, N]: I, M, ..., M^(steps-1)."""
     with torch.autocast(adjacency.device.type, enabled=False):
-        adjacency = adjacency.float()
+        adjacency = adjacency if adjacency.dtype == torch.float64 else adjacency.float()
         walk = adjacency / adjacency.sum(-1, keepdim=True).clamp(min=1e-6)
-        power = torch.eye(adjacency.shape[-1], device=adjacency.device).expand_as(adjacency)
+        power = torch.eye(adjacency.shape[-1], device=adjacency.device, dtype=adjacency.dtype).expand_as(adjacency)
         out = [power]
         for _ in range(steps - 1):
             power = power @ walk
@@ -121,7 +121,8 @@ class PairFormer(nn.Module):
 
     def forward(self, features: dict[str, Tensor], t: Tensor, ctx: Context,
                 previous: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        x, e = features[self.nodes], features[self.pairs]
+        kind = self.size.weight.dtype
+        x, e = features[self.nodes].to(kind), features[self.pairs].to(kind)
         b, n = x.shape[:2]
         real = ctx.mask(("N",))
         real = torch.ones(b, n, dtype=torch.bool, device=x.device) if real is None else real

@@ -158,7 +158,8 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
     text = os.fspath(name_or_path)
     path = Path(text).expanduser()
     looks_like_path = path.is_absolute() or text.startswith((".", "~")) or text.endswith(os.sep)
-    if path.exists() and (path.is_file() or (path / CONFIG).is_file() or looks_like_path or os.sep in text):
+    marked = any((path / name).exists() for name in (CONFIG, WEIGHTS, "checkpoint"))
+    if path.exists() and (path.is_file() or marked or looks_like_path or os.sep in text):
         return _folder_at(path)
     models = shipped()
     wanted = text.replace("-", "_").lower()

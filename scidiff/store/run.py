@@ -25,6 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scidiff import __version__
 from scidiff.core.errors import ScidiffError, UsageError
 from scidiff.store import atomic, references
 from scidiff.store.locate import PACKAGE
@@ -51,8 +52,15 @@ _EXPLAINED = {
     "references.bib": "the papers behind the methods and data that this run used; please cite them",
     "chunks.json": "which samples were computed together",
     "parts": "finished chunks, from which an interrupted run continues",
+    "trajectory": "the states after every step of each chunk: <component> [steps, samples, ...], t [steps]",
+    "molecules.png": "a picture of the first samples",
+    "samples.sdf": "the samples with 2-D coordinates, for chemistry programs",
+    "smiles.smi": "one line a valid sample: SMILES, id",
+    "log": "losses and figures of the training, as CSV",
+    "last.ckpt": "the state of the training, for --resume alone",
+    "cache": "the encoded training data",
     "checkpoint": "the trained model: model.safetensors, config.yaml, card.md",
-    "samples.csv": "one row a sample: id, seed, valid, reason, metrics",
+    "samples.csv": "one row a sample: id, seed, valid, reason, properties",
     "metrics.json": "metrics with intervals, floors, reference and sample count",
     "report.html": "the whole run on one page; opens offline in a browser",
     "finished": "present when the run is complete",
@@ -99,9 +107,7 @@ class RunFolder:
             stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
             path = _fresh(atomic.ensure_folder(Path(root).expanduser() / verb / name), f"{stamp}_s{seed}")
         run = cls(path)
-        words = list(sys.argv if command is None else command)
-        if words and command is None:
-            words[0] = "scidiff"
+        words = _words() if command is None else list(command)
         atomic.write_text(path / "config.yaml", settings)
         atomic.write_text(path / "command.txt", shlex.join(words) + "\n")
         atomic.write_json(path / "environment.json", environment(seed, device))
@@ -204,6 +210,15 @@ class RunFolder:
         return self.path / "parts" / f"{name}.safetensors"
 
 
+def command() -> str:
+    """The command that is being worked on, as one types it."""
+    return shlex.join(_words())
+
+
+def _words() -> list[str]:
+    return ["scidiff", *sys.argv[1:]]
+
+
 def part_name(index: int) -> str:
     """Name of the part that holds chunk number `index`."""
     return f"chunk_{index:05d}"
@@ -233,6 +248,7 @@ def environment(seed: int, device: str) -> dict[str, Any]:
             versions[library] = metadata.version(library)
         except metadata.PackageNotFoundError:
             continue
+    versions.setdefault("scidiff", __version__)  # a bare checkout has no metadata
     torch = sys.modules.get("torch")
     return {
         "versions": versions,

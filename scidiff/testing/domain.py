@@ -17,6 +17,7 @@ from scidiff.core.errors import UsageError
 from scidiff.core.objective import StandardObjective
 from scidiff.core.path import Linear, MarginalPath, Path, UniformPath
 from scidiff.core.path.categorical import CategoricalPath
+from scidiff.core.path.wrapped import WrappedPath
 from scidiff.core.run import Run
 from scidiff.core.sampler import Sampler
 from scidiff.core.solvers.fixed import Fixed
@@ -49,7 +50,7 @@ class Entrywise(nn.Module):
 
 
 def state_spec(domain: Domain, statistics: Mapping[str, Any], paths: Mapping[str, Path] | None = None) -> StateSpec:
-    """A spec with plain paths: marginal or uniform for categories, straight lines for the rest, unless given."""
+    """A spec with plain paths unless given: marginal or uniform for categories, wrapped on a torus, lines else."""
     marginals = statistics.get("marginals") or {}
 
     def path(name: str, space: Space) -> Path:
@@ -58,7 +59,8 @@ def state_spec(domain: Domain, statistics: Mapping[str, Any], paths: Mapping[str
         if space.categorical:
             return MarginalPath().fit(marginals[name]) if name in marginals else UniformPath()
         if space.wraps:
-            raise UsageError(f"Component {name!r} lives on a torus.", f"Give its path: paths={{{name!r}: ...}}.")
+            period = space.period  # type: ignore[attr-defined]
+            return WrappedPath(sigma_min=0.005 * period, sigma_max=0.5 * period)
         return Linear()
 
     return StateSpec({n: Component(space, path(n, space), shape) for n, (space, shape) in domain.components().items()})
@@ -71,7 +73,7 @@ def check_domain(domain: Domain | type[Domain], objects: Sequence[Any] | None = 
     """Checks a domain on some of its native objects; returns it as fitted to them.
 
     objects: a dozen or so (default: the domain's own `examples()`). folder: where files are written (default: a
-    temporary one). paths: for components whose path cannot be guessed. same: equality of two native objects (default:
+    temporary one). paths: of some components, in place of plain ones. same: equality of two native objects (default:
     equal rows of `table`, else equal states). configs=False leaves the package's YAML files out.
     """
     made = domain() if isinstance(domain, type) else domain

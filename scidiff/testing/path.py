@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -29,7 +30,8 @@ def check_path(path: Path, space: Space, shape: Shape = (4,), ctx: Context | Non
 
     Every path: JSON form, bounds, kinds, finite features and loss. Gaussian: derivatives against autograd, the inverse
     of lambda, all conversions there and back, mean and variance of corrupt(), and that a posterior step with the true
-    x0 lands on the marginal of the earlier time. Categorical: shares of corrupt(), and Bayes' rule of the transition.
+    x0 lands on the marginal of the earlier time. Wrapped: the circular moment of corrupt(). Categorical: shares of
+    corrupt(), and Bayes' rule of the transition.
     """
     path.validate(space)
     fields = {k: v for k, v in json.loads(json.dumps(path.to_config())).items() if k != "_target_"}
@@ -42,7 +44,10 @@ def check_path(path: Path, space: Space, shape: Shape = (4,), ctx: Context | Non
     if isinstance(path, GaussianPath):
         _check_scales(path, torch.tensor(inside, dtype=torch.float64))
         for earlier, level in pairwise(inside):
-            _check_gaussian(path, site, earlier, level, seed)
+            if space.wraps:
+                _check_wrapped(path, site, level, seed)
+            else:
+                _check_gaussian(path, site, earlier, level, seed)
     elif isinstance(path, CategoricalPath):
         for earlier, level in pairwise(inside):
             _check_categorical(path, site, earlier, level, seed)
@@ -109,6 +114,16 @@ def _check_gaussian(path: GaussianPath, site: Site, s: float, t: float, seed: in
         run.step = 1
         z = path.posterior(noised.z, truth, t, s, site, run.handle(site, torch.float64))
         _moments(z, site, path.shifted(then.alpha * x0, then.c, site), then.sigma, f"The posterior step to s = {s:.3g}")
+
+
+def _check_wrapped(path: GaussianPath, site: Site, t: float, seed: int) -> None:
+    """The first circular moment: E cos(2 pi (x_t - x0) / P) = exp(-2 pi^2 sigma^2 / P^2)."""
+    x0, turn = _data(site), 2 * math.pi / site.space.period  # type: ignore[attr-defined]
+    z = path.corrupt(x0, t, site, _handle(site, seed)).z
+    require(torch.equal(site.space.wrap(z), z), f"x_t at t = {t:.3g} lies outside of the torus.")
+    found = torch.cos(turn * (z - x0))[site.entries().bool().expand_as(z)].mean()
+    expected = math.exp(-0.5 * (turn * path.coefficients(t).sigma) ** 2)
+    require(abs(float(found) - expected) < 5 * (0.5 / z.numel()) ** 0.5, f"x_t at t = {t:.3g} has another law.")
 
 
 def _check_categorical(path: CategoricalPath, site: Site, s: float, t: float, seed: int) -> None:

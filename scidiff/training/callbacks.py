@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ import torch
 from scidiff.core.errors import MissingLibrary
 from scidiff.store import checkpoint
 from scidiff.training.cache import Cache
+
+
+QUIET = 3.0
+"""Seconds between two plain lines, at least."""
 
 
 def model_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -33,7 +38,7 @@ def card(config: dict[str, Any], steps: int, minutes: float, losses: dict[str, f
         f"# {config.get('experiment') or 'model'}", "",
         f"Data: {data.get('title') or data.get('name', 'not named')}. Licence of the data: {data.get('licence', 'see the data card')}.",
         f"Trained {steps} steps in {minutes:.0f} minutes, seed {config.get('seed', 0)}.",
-        f"Command: `scidiff train experiment={config.get('experiment')}`", "",
+        f"Command: `{config.get('command') or 'scidiff train experiment=' + str(config.get('experiment'))}`", "",
         "| hold-out | value |", "|---|---|", *(f"| {k} | {v:.5f} |" for k, v in sorted(losses.items())),
     ]
     return "\n".join(lines) + "\n"
@@ -65,12 +70,13 @@ class Narrate(lightning.Callback):
 
     def __init__(self, settings: dict[str, Any], progress: Callable[[int, int, dict[str, float]], None] | None) -> None:
         self.total, self.progress, self.every = int(settings["max_steps"]), progress, int(settings["log_every"])
-        self.shown = -1
+        self.shown, self.said = -1, 0.0
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any,
                            batch_idx: int) -> None:
         step = trainer.global_step
-        if self.progress is None and int(20 * pl_module.progress()) == self.shown:
+        share, now = int(20 * pl_module.progress()), time.monotonic()
+        if self.progress is None and (share == self.shown or (now - self.said < QUIET and step != self.total)):
             return
         if self.progress is not None and step % self.every and step != self.total:
             return
@@ -78,7 +84,7 @@ class Narrate(lightning.Callback):
         if self.progress is not None:
             self.progress(step, self.total, figures)
         else:
-            self.shown = int(20 * pl_module.progress())
+            self.shown, self.said = share, now
             text = "  ".join(f"{k} {v:.4f}" for k, v in figures.items() if k.split("/")[0] in ("train", "valid", "preview"))
             sys.stderr.write(f"{5 * self.shown:3d} %  step {step}  {pl_module.minutes:.1f} min  {text}\n")
             sys.stderr.flush()

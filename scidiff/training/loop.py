@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,8 @@ def train(cache: Cache, out: str | Path, resume: bool = False, progress: Progres
     """
     config = cache.config
     settings = dict(config["trainer"])
+    check(settings)
     folder = atomic.ensure_folder(out)
-    if int(settings["max_steps"]) <= 0 or int(settings["batch"]) <= 0:
-        raise UsageError("trainer.max_steps and trainer.batch must be positive.")
     last = folder / LAST
     if resume and not last.is_file():
         raise UsageError(f"{folder} has no {LAST} to resume from.")
@@ -77,10 +76,18 @@ def train(cache: Cache, out: str | Path, resume: bool = False, progress: Progres
     return folder / "checkpoint"
 
 
-def _accelerator(settings: dict[str, Any]) -> str:
+def check(settings: Mapping[str, Any]) -> None:
+    """UsageError where no training can come of these settings."""
+    for key in ("max_steps", "batch"):
+        if int(settings[key]) <= 0:
+            raise UsageError(f"trainer.{key} must be above 0, not {settings[key]}.")
+    _accelerator(settings)
+
+
+def _accelerator(settings: Mapping[str, Any]) -> str:
     wanted = str(settings.get("accelerator", "auto"))
     if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UsageError("trainer.accelerator=gpu, but no CUDA device is visible.", "Use trainer=cpu.")
+        raise UsageError("Training is set to a GPU, but none is visible.", "Use trainer=cpu, and leave device out.")
     return wanted
 
 

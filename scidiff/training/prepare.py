@@ -23,7 +23,7 @@ from scidiff.store.targets import build
 from scidiff.training.cache import Cache, TensorData
 
 Progress = Callable[[str, int, int | None], None]
-HOLD_OUT, HOLD_OUT_MOST = 0.02, 2400
+HOLD_OUT, HOLD_OUT_MOST, LEAST = 0.02, 2400, 4
 
 
 def prepare(config: Mapping[str, Any], progress: Progress | None = None) -> Cache:
@@ -37,7 +37,7 @@ def prepare(config: Mapping[str, Any], progress: Progress | None = None) -> Cach
     domain, statistics = domain.fit(records.objects)
     state, ctx = domain.encode(records.objects)
     statistics = dict(statistics)
-    wanted = list(config.get("condition") or {})
+    wanted = [name for name, on in (config.get("condition") or {}).items() if on is not False]
     if wanted:
         statistics["conditions"] = {}
         for name, values in domain.properties(records.objects, wanted).items():
@@ -50,13 +50,20 @@ def prepare(config: Mapping[str, Any], progress: Progress | None = None) -> Cach
     if wanted:
         backbone["conditions"] = {name: 1 for name in wanted}
     shapes = {name: c.shape for name, c in spec.items()}
+    solver = config.get("solver") or {}
+    if "_target_" in solver:
+        build(solver).total(spec, 1.0)  # a solver that cannot move this state is refused before the training, not after
     held = _hold_out(len(records), int(config.get("seed", 0)), float(config["data"].get("hold_out", HOLD_OUT)))
     everything = TensorData.of(state, ctx, shapes)
+    names = {}
+    if config["data"].get("path"):  # a recipe's name belongs to its own data
+        names = {"experiment": Path(str(config["data"]["path"])).name.split(".")[0], "alias": None,
+                 "summary": f"Trained on {data['title']}"}
     resolved = {
         **{k: config.get(k) for k in ("experiment", "alias", "summary", "trainer", "logger", "solver", "sampling", "seed")},
         "objective": dict(config["objective"]), "denoiser": dict(config["process"].get("denoiser") or {}),
         "domain": {"name": domain.name, "options": domain.options()}, "spec": spec.to_config(), "backbone": backbone,
-        "statistics": statistics, "data": {**data, "count": len(records), "rejected": len(records.rejected)},
+        **names, "statistics": statistics, "data": {**data, "count": len(records), "rejected": len(records.rejected)},
     }
     return Cache(resolved, _rows(everything, ~held), _rows(everything, held))
 
@@ -94,8 +101,10 @@ def _records(domain: Domain, data: Mapping[str, Any], progress: Progress | None)
     records.require(str(data.get("path") or data["name"]))
     if limit:
         records = Records(records.objects[:limit], records.names[:limit], records.rejected)
-    if len(records) < 4:
-        raise UsageError(f"Training needs more than {len(records)} objects.")
+    if len(records) < LEAST:
+        rest = f" ({len(records.rejected)} entries were rejected)" if records.rejected else ""
+        raise UsageError(f"Training needs at least {LEAST} objects, and {data.get('path') or data['name']} gave "
+                         f"{len(records)}{rest}.")
     return records, about
 
 

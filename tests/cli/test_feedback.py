@@ -8,14 +8,53 @@ from scidiff.cli import feedback
 from scidiff.core.errors import ScidiffError, UsageError
 
 
-def test_plain_progress_prints_one_line_for_every_five_percent(capsys):
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes on by `clock.step` seconds whenever it is read."""
+    class Clock:
+        step, now = 1.0, 0.0
+
+        def monotonic(self):
+            self.now += self.step
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(feedback, "time", clock)
+    return clock
+
+
+def test_plain_progress_prints_one_line_for_every_five_percent(capsys, clock):
     with feedback.Progress(bar=False) as progress:
         for done in range(0, 1001):
             progress("Sampling", done, 1000)
             progress("Sampling", done, 1000)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 21
-    assert lines[0].startswith("Sampling: 0 % (0/1000)") and lines[-1].startswith("Sampling: 100 % (1000/1000)")
+    assert len(lines) == 20
+    assert lines[0].startswith("Sampling: 5 % (50/1000)") and lines[-1].startswith("Sampling: 100 % (1000/1000)")
+
+
+def test_plain_progress_keeps_quiet_for_three_seconds(capsys, clock):
+    clock.step = 0.01
+    with feedback.Progress(bar=False) as progress:
+        for done in range(0, 1001):
+            progress("Sampling", done, 1000)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["Sampling: 30 % (300/1000), 3 s, 7 s left", "Sampling: 60 % (600/1000), 6 s, 4 s left",
+                     "Sampling: 90 % (900/1000), 9 s, 1 s left", "Sampling: 100 % (1000/1000), 10 s"]
+
+
+def test_the_time_left_of_a_resumed_run_counts_new_work_alone(capsys, clock):
+    with feedback.Progress(bar=False) as progress:
+        for done in range(900, 1000):
+            progress("Sampling", done, 1000)
+    assert capsys.readouterr().err.splitlines()[0] == "Sampling: 95 % (950/1000), 50 s, 50 s left"
+
+
+def test_a_single_piece_of_work_is_announced_once(capsys):
+    with feedback.Progress(bar=False) as progress:
+        progress("Measuring", 0, 1)
+        progress("Measuring", 1, 1)
+    assert capsys.readouterr().err == "Measuring\n"
 
 
 def test_plain_progress_of_unknown_length_is_announced_once(capsys):

@@ -96,7 +96,7 @@ def test_toys():
     for seed in range(5):
         m = random_mixture(seed)
         assert m.means.shape == (6, 4) and abs(float(m.weights.sum()) - 1) < 1e-12
-        assert 0.1 <= float(m.stds.min()) and float(m.stds.max()) <= 0.5
+        assert float(m.stds.min()) >= 0.1 and float(m.stds.max()) <= 0.5
         assert torch.equal(m.means, random_mixture(seed).means)
 
 

@@ -24,8 +24,8 @@ def inside(space, x, mask):
     return torch.allclose(space.project(x, mask), x, atol=1e-12)
 
 
-@pytest.mark.parametrize("space, shape", [(ZeroMean(), ("N", 3)), (Symmetric(), ("N", "N")), (Symmetric(), ("N", "N", 2)),
-                                          (Euclidean(), ("N", 2))])
+@pytest.mark.parametrize("space, shape", [
+    (ZeroMean(), ("N", 3)), (Symmetric(), ("N", "N")), (Symmetric(), ("N", "N", 2)), (Euclidean(), ("N", 2))])
 def test_projection_and_kernels_stay_inside(space, shape):
     s = site(space, shape)
     noise = Run(0).handle(s, F64)

@@ -63,7 +63,8 @@ def test_benchmarks_with_rows_or_tables(tmp_path):
     assert "## Models" not in text and "### Overhead" in text and "`python benchmarks/solvers.py`" in text
     assert "| solver | us | ratio |\n|---|---:|---:|\n| ours | 12 | 0.14 |\n| peer\\|x | 85.12 |  |" in text
     assert "one thread" in text and "_torch 2.13.0; 2026-11-21_" in text
-    assert "#### ring" in text and "| 8 | 1.00e-05 |" in text and "| ours |\n|---:|\n| 0.25 |" in text
+    assert "* first\n* second" in text and "#### ring" in text
+    assert "| 8 | 1.00e-05 |" in text and "| ours |\n|---:|\n| 0.25 |" in text
 
 
 def test_wrong_files_are_one_sentence(tmp_path):

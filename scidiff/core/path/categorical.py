@@ -51,7 +51,9 @@ def _law(q: tuple[float, ...], device: torch.device) -> Tensor:
 
 def _at(t: Time, like: Tensor) -> Any:
     """A time-like quantity that broadcasts against a state: a float stays a float, [B] becomes [B, 1, ...]."""
-    return t.to(torch.float64).view(-1, *[1] * (like.dim() - 1)) if isinstance(t, Tensor) else t
+    if not isinstance(t, Tensor):
+        return t
+    return torch.as_tensor(t, dtype=torch.float64).view(-1, *[1] * (like.dim() - 1))
 
 
 @dataclass(frozen=True)

@@ -188,9 +188,9 @@ class GaussianPath(Path):
     def coefficients(self, t: Time) -> Coefficients:
         """All coefficients: floats for a float (remembered), float64 tensors for a tensor."""
         if isinstance(t, Tensor):
-            return self._coefficients(t.to(torch.float64))
+            return self._coefficients(torch.as_tensor(t, dtype=torch.float64))
         # A frozen dataclass still has a __dict__; remembering here avoids hashing long tables at every look-up.
-        seen: dict[float, Coefficients] = self.__dict__.setdefault("_seen", {})
+        seen: dict[float, Coefficients] = vars(self).setdefault("_seen", {})
         found = seen.get(t)
         if found is None:
             if len(seen) >= _CACHED:
@@ -206,7 +206,7 @@ class GaussianPath(Path):
     def t_of_lambda(self, lam: Time) -> Any:
         """The time at which log(alpha / sigma) = lam; a float for a float."""
         if isinstance(lam, Tensor):
-            return self._t_of_lambda(lam.to(torch.float64))
+            return self._t_of_lambda(torch.as_tensor(lam, dtype=torch.float64))
         return float(self._t_of_lambda(torch.tensor(lam, dtype=torch.float64)))
 
     def preconditioning(self, t: Time, data_std: float | None = None) -> tuple[Any, Any, Any]:

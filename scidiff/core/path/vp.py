@@ -163,7 +163,7 @@ class DiscreteDDPM(GaussianPath):
         table = self._table()
         if float(table[1:].max()) >= 0.0 or bool((table.diff() >= 0).any()):
             raise ScidiffError("The table of a discrete schedule must fall strictly between 1 and 0.")
-        self.__dict__["_knots"] = table
+        object.__setattr__(self, "_knots", table)
 
     def _table(self) -> Tensor:
         if self.alphas_bar:

@@ -1,6 +1,7 @@
 """Adams-Bashforth in rho = sigma / alpha (PLMS, LMS): y = x / alpha moves by dy / d rho = E.
 
-    x_s = (alpha_s / alpha_t) x_t + alpha_s sum_j b_j E_j,   sum_j b_j (rho_j - rho_t)^k = (rho_s - rho_t)^{k+1} / (k + 1)
+    x_s = (alpha_s / alpha_t) x_t + alpha_s sum_j b_j E_j
+    sum_j b_j (rho_j - rho_t)^k = (rho_s - rho_t)^{k+1} / (k + 1)
 
 (x less its centre.) One network call a step; the order grows 1, 2, ... over the first steps. Source: Liu et al. 2022,
 arXiv 2202.09778; exact for unequal steps as in the linear multistep sampler of Karras's code.

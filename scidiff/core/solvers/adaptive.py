@@ -36,15 +36,33 @@ class Pair(NamedTuple):
 
 
 PAIRS = {
-    "bosh3": Pair(((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)), (0.0, 1 / 2, 3 / 4, 1.0),
-                  (2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8), 3),
+    "bosh3": Pair(
+        ((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+        (0.0, 1 / 2, 3 / 4, 1.0),
+        (2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
+        3,
+    ),
     "dopri5": Pair(
-        ((1 / 5,), (3 / 40, 9 / 40), (44 / 45, -56 / 15, 32 / 9), (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-         (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-         (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)),
+        (
+            (1 / 5,),
+            (3 / 40, 9 / 40),
+            (44 / 45, -56 / 15, 32 / 9),
+            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+            (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+        ),
         (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
-        (35 / 384 - 5179 / 57600, 0.0, 500 / 1113 - 7571 / 16695, 125 / 192 - 393 / 640, -2187 / 6784 + 92097 / 339200,
-         11 / 84 - 187 / 2100, -1 / 40), 5),
+        (
+            35 / 384 - 5179 / 57600,
+            0.0,
+            500 / 1113 - 7571 / 16695,
+            125 / 192 - 393 / 640,
+            -2187 / 6784 + 92097 / 339200,
+            11 / 84 - 187 / 2100,
+            -1 / 40,
+        ),
+        5,
+    ),
 }
 MEMORY = "adaptive"
 
@@ -127,8 +145,11 @@ class Adaptive:
             ratio = site.space.project(error / scale, site.mask)
             square = site.space.inner(ratio, ratio).to(torch.float64)
             if not bool(torch.isfinite(square).all()):
-                raise NonFinite(f"Component {name!r} stopped being finite at stage {loop.stage} (t = {loop.t:.4g}) of the "
-                                "adaptive solver.", "Check the network's output there.")
+                raise NonFinite(
+                    f"Component {name!r} stopped being finite at stage {loop.stage} (t = {loop.t:.4g}) of the "
+                    "adaptive solver.",
+                    "Check the network's output there.",
+                )
             size = site.space.ndim(site.dims, site.mask, site.batch).to(square.device)
             total = square if total is None else total + square
             count = size if count is None else count + size

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ancestral:
-    """eta = 0: DDIM (order 1); eta = 1: DDPM. form: which prediction the rows use, "auto" as in the exponential solver."""
+    """eta = 0: DDIM (order 1); eta = 1: DDPM. form: which prediction the rows use, "auto" as in the exponential
+    solver."""
 
     eta: float = 0.0
     form: str = "auto"

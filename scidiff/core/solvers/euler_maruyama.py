@@ -3,9 +3,9 @@
     backward, step delta = t - s:   x_s = x_t - delta (v - w score) + sqrt(2 w delta) xi
 
 has the path's marginals for every w(t) >= 0; w = 0 is the probability flow. One-sided paths take w = eta g^2 / 2, so
-that eta = 1 is the reverse SDE of Song et al. 2021 (arXiv 2011.13456); two-sided bridges w = eta gamma^2, which vanishes
-at both ends (Albergo et al. 2023, arXiv 2303.08797). The Heun corrector replaces the drift by the mean of the drifts at
-both ends of the step, with the same noise (weak order 2 in the drift).
+that eta = 1 is the reverse SDE of Song et al. 2021 (arXiv 2011.13456); two-sided bridges w = eta gamma^2, which
+vanishes at both ends (Albergo et al. 2023, arXiv 2303.08797). The Heun corrector replaces the drift by the mean of
+the drifts at both ends of the step, with the same noise (weak order 2 in the drift).
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class EulerMaruyama:
     def _drift_row(self, name: str, path: GaussianPath, t: float, s: float, w: float, noise: float) -> Row:
         """Velocity and score of a one-sided path together, as one multiple of E."""
         k, step = path.coefficients(t), t - s
-        return Row(name, "affine", "noise", a=1.0 - step * k.drift, b=(step * (k.delta / k.alpha - w / k.sigma),), on=(0,),
+        gain = step * (k.delta / k.alpha - w / k.sigma)
+        return Row(name, "affine", "noise", a=1.0 - step * k.drift, b=(gain,), on=(0,),
                    m=step * (k.drift * k.c - k.dc), c=noise, t=t, s=s)
 
     def _two_rows(self, name: str, t: float, s: float, velocity: tuple[float, ...], score: tuple[float, ...],

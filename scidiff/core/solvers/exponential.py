@@ -6,11 +6,12 @@ A step t -> s raises lambda by h. With nodes u_j = lambda_j - lambda_t of past p
            sum_j b_j u_j^k = int_0^h kappa e^{-kappa (h - u)} u^k du,   kappa = 1 + eta
     noise  x_s = (alpha_s/alpha_t) x_t - sigma_s sum_j b_j E_j,   sum_j b_j u_j^k = int_0^h e^{h - u} u^k du
 
-(x less its centre.) The data form is DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095) and, with eta > 0, its SDE; the noise
-form DPM-Solver (arXiv 2206.00927) and, where alpha = 1, a pure tangent increment, hence right on tori. `corrector`
-repeats the step just made with the prediction at its end among the nodes (UniPC, Zhao et al. 2023, arXiv 2302.04867),
-here with exact moments. It costs no network call and, both formulas being linear, no operation either: correction and
-next prediction are one row. `variant="dpmpp"` is the published second-order multistep rule (data form, M_1 -> h M_0 / 2).
+(x less its centre.) The data form is DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095) and, with eta > 0, its SDE;
+the noise form DPM-Solver (arXiv 2206.00927) and, where alpha = 1, a pure tangent increment, hence right on tori.
+`corrector` repeats the step just made with the prediction at its end among the nodes (UniPC, Zhao et al. 2023,
+arXiv 2302.04867), here with exact moments. It costs no network call and, both formulas being linear, no operation
+either: correction and next prediction are one row. `variant="dpmpp"` is the published second-order multistep rule
+(data form, M_1 -> h M_0 / 2).
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ class Exponential:
 
     order: at most so many predictions in the predictor, 1 to 4. reach: only those no further back than this in lambda,
     so that few large steps use a low order and many small ones a high order (a polynomial through points far apart
-    extrapolates badly). corrector: how many more the corrector uses, 0 for no corrector. form: "auto" is data with eta > 0
-    and on given levels, else noise. final_order: an upper bound on the order of the last step. last: "stop" at the end of
-    the grid, or "data" to return the data prediction there. variant="dpmpp" fixes order 2, no corrector, no reach.
+    extrapolates badly). corrector: how many more the corrector uses, 0 for no corrector. form: "auto" is data with
+    eta > 0 and on given levels, else noise. final_order: an upper bound on the order of the last step. last: "stop"
+    at the end of the grid, or "data" to return the data prediction there. variant="dpmpp" fixes order 2, no
+    corrector, no reach.
     """
 
     order: int = 4

@@ -34,8 +34,8 @@ def time_of_mass(path: AbsorbingPath, mass: Tensor) -> Tensor:
 class FirstHitting:
     """A driver for a state of one masked component.
 
-    steps: None for one event a call (exact); fewer steps than entries let several entries share a call, an approximation
-    like that of any solver with finite steps.
+    steps: None for one event a call (exact); fewer steps than entries let several entries share a call, an
+    approximation like that of any solver with finite steps.
     """
 
     def __init__(self, steps: int | None = None, compile: bool = False, cuda_graph: bool = False) -> None:

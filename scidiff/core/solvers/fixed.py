@@ -2,10 +2,10 @@
 
 A `Method` turns one component's steps into stages; the driver joins the stages of all components, so the state is
 predicted once per stage whatever the number of components. Methods of one state must have the same number of stages a
-step. The grid is made for the first continuous component within the bounds that all components share; then every
-component starts and ends at its own bounds (categories at t = 0, a VP component at its t_min). A method with
-`last="data"` ends with one evaluation at t_min that returns the clean estimate: the grid has one step less, the number
-of network calls stays.
+step. The grid is made for one continuous component (the first by name, whatever the order of the state) within the
+bounds that all components share; then every component starts and ends at its own bounds (categories at t = 0, a VP
+component at its t_min). A method with `last="data"` ends with one evaluation at t_min that returns the clean
+estimate: the grid has one step less, the number of network calls stays.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Fixed:
                 return [*chosen, 0.0] if chosen and chosen[-1] > 0 else chosen
         if low >= high:
             raise UsageError(f"There is nothing to integrate between t = {high:g} and t = {low:g}.")
-        lead = next((n for n, c in spec.items() if not c.space.categorical), next(iter(spec)))
+        lead = min((n for n, c in spec.items() if not c.space.categorical), default=min(spec))
         grid = self.grid or self.of(lead).default_grid()
         if not self._denoises(spec):
             return grid(spec[lead].path, self.steps, high, low)
@@ -135,9 +135,15 @@ class Fixed:
             total = counts.pop()
             for k in range(total):
                 share = {n: parts[n][i][k] for n in spec}
-                stages.append(Stage(_joint({n: p.t for n, p in share.items()}), _joint({n: own[n][i + 1] for n in spec}),
-                                    tuple(r for p in share.values() for r in p.rows),
-                                    any(p.evaluate for p in share.values()), k == total - 1))
+                stages.append(
+                    Stage(
+                        _joint({n: p.t for n, p in share.items()}),
+                        _joint({n: own[n][i + 1] for n in spec}),
+                        tuple(r for p in share.values() for r in p.rows),
+                        any(p.evaluate for p in share.values()),
+                        k == total - 1,
+                    )
+                )
         return SolverPlan(tuple(stages))
 
     def history(self, spec: StateSpec) -> dict[str, dict[str, int]]:
@@ -175,5 +181,18 @@ def _joint(times: dict[str, float]) -> Any:
     return values.pop() if len(values) == 1 else times
 
 
-__all__ = ["Fixed", "GivenGrid", "Grid", "KarrasGrid", "LambdaGrid", "Method", "NaturalGrid", "Part", "PowerGrid", "Stored", "clean_row",
-           "ends", "gaussian"]
+__all__ = [
+    "Fixed",
+    "GivenGrid",
+    "Grid",
+    "KarrasGrid",
+    "LambdaGrid",
+    "Method",
+    "NaturalGrid",
+    "Part",
+    "PowerGrid",
+    "Stored",
+    "clean_row",
+    "ends",
+    "gaussian",
+]

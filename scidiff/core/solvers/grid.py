@@ -39,8 +39,9 @@ class PowerGrid:
 class LambdaGrid:
     """Uniform in half log-SNR lambda, the default of Gaussian paths; uniform in t where there is no lambda.
 
-    With u = i / N and both numbers in [0, 0.5], `middle` moves all points towards the data by middle u (1 - u) and `ends`
-    lengthens the first and last steps by 1 + ends: lambda = low + (high - low) (u + middle u (1 - u) + ends sin(2 pi u) / 2 pi).
+    With u = i / N and both numbers in [0, 0.5], `middle` moves all points towards the data by middle u (1 - u) and
+    `ends` lengthens the first and last steps by 1 + ends: lambda = low + (high - low) (u + middle u (1 - u) + ends
+    sin(2 pi u) / 2 pi).
     """
 
     middle: float = 0.0
@@ -56,7 +57,9 @@ class LambdaGrid:
         g: Any = path
         low, high = g.coefficients(t_start).lam, g.coefficients(t_end).lam
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise UsageError("A grid uniform in lambda needs finite log-SNR at both ends.", "Use solver/grid: PowerGrid.")
+            raise UsageError(
+                "A grid uniform in lambda needs finite log-SNR at both ends.", "Use solver/grid: PowerGrid."
+            )
         lams = [low + (high - low) * self._share(i / steps) for i in range(steps + 1)]
         return _spaced([float(g.t_of_lambda(v)) for v in lams], t_start, t_end)
 
@@ -66,7 +69,8 @@ class LambdaGrid:
 
 @dataclass(frozen=True)
 class NaturalGrid:
-    """Uniform in t for flows and bridges (paths whose networks predict a velocity), uniform in lambda for the others."""
+    """Uniform in t for flows and bridges (paths whose networks predict a velocity), uniform in lambda for the
+    others."""
 
     def __call__(self, path: Path, steps: int, t_start: float, t_end: float) -> list[float]:
         straight = not isinstance(path, GaussianPath) or path.default_kind == "velocity"

@@ -1,8 +1,8 @@
 """Methods for categories: mixture velocity, closed-form rates, Bayes posterior.
 
 With m(t) the share of entries that follow the source law, a step t -> s leaves with probability a = 1 - m(s)/m(t).
-Re-noising of strength eta (graph.md 4.1, in the direction t = 0 data): after the step a share min(1/2, eta (t - s) s) is
-redrawn from the source law, and the probability of leaving is raised by eta (t - s) to pay for it.
+Re-noising of strength eta (graph.md 4.1, in the direction t = 0 data): after the step a share min(1/2, eta (t - s)
+s) is redrawn from the source law, and the probability of leaving is raised by eta (t - s) to pay for it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from scidiff.core.spec import Component
 
 
+def _categorical(component: Component, who: str) -> Any:
+    """The component's path, or UsageError where it does not move categories."""
+    if not component.space.categorical:
+        raise UsageError(f"{who} moves categories, not {type(component.path).__name__}.",
+                         "Name a method for this component under solver.methods.")
+    return component.path
+
+
 def _ends(last: str) -> None:
     if last not in ("mode", "sample"):
         raise UsageError(f"The last step of a categorical solver is 'mode' or 'sample', not {last!r}.")
@@ -27,7 +35,8 @@ def _ends(last: str) -> None:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Leave with probability a, then redraw from the prediction; the default for discrete flows. `last`: mode or sample."""
+    """Leave with probability a, then redraw from the prediction; the default for discrete flows. `last`: mode or
+    sample."""
 
     eta: float = 0.0
     last: str = "mode"
@@ -40,7 +49,7 @@ class Mixture:
         return PowerGrid(2.0)
 
     def parts(self, name: str, component: Component, times: Sequence[float]) -> list[list[Part]]:
-        path: Any = component.path
+        path = _categorical(component, "The mixture solver")
         out = []
         for t, s in zip(times, times[1:], strict=False):
             if s <= 0 and self.last == "mode":
@@ -69,6 +78,7 @@ class Rate:
         return PowerGrid(2.0)
 
     def parts(self, name: str, component: Component, times: Sequence[float]) -> list[list[Part]]:
+        _categorical(component, "The rate solver")
         out = []
         for t, s in zip(times, times[1:], strict=False):
             if s <= 0:
@@ -81,7 +91,8 @@ class Rate:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Ancestral sampling with the exact Bayes kernel (D3PM, DiGress); every path accepts it. eta is for Gaussian paths."""
+    """Ancestral sampling with the exact Bayes kernel (D3PM, DiGress); every path accepts it. eta is for Gaussian
+    paths."""
 
     eta: float = 1.0
     last: str = "sample"

@@ -1,9 +1,9 @@
 """Weights of multistep formulas that integrate a polynomial through past predictions exactly.
 
-With nodes v_j in units of the step (v = 0 now, negative past, 1 the end of the step) and moments m_k = int_0^1 w(tau) tau^k
-d tau, the weights b_j solve sum_j b_j v_j^k = m_k for k < number of nodes, that is b_j = int w l_j with the Lagrange
-polynomials l_j. The exponential moments are h int_0^1 e^{x (1 - tau)} tau^k d tau = h k! phi_{k+1}(x) with
-phi_n(x) = sum_j x^j / (j + n)! (Hochbruck & Ostermann 2010, Acta Numerica 19).
+With nodes v_j in units of the step (v = 0 now, negative past, 1 the end of the step) and moments m_k = int_0^1
+w(tau) tau^k d tau, the weights b_j solve sum_j b_j v_j^k = m_k for k < number of nodes, that is b_j = int w l_j
+with the Lagrange polynomials l_j. The exponential moments are h int_0^1 e^{x (1 - tau)} tau^k d tau = h k!
+phi_{k+1}(x) with phi_n(x) = sum_j x^j / (j + n)! (Hochbruck & Ostermann 2010, Acta Numerica 19).
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     x <- x + e score + sqrt(2 e) scale xi,     e = 2 factor (snr |xi| / |score|)^2
 
 Each corrector is a network call of its own. Norms are per sample, or over the whole batch with `batch_norms` (the
-mean of the norms, as in the published code of GDSS). Source: Song et al. 2021, algorithm 5, arXiv 2011.13456.
+mean of the norms, as in the published code of GDSS); in a handful of dimensions they fluctuate so much that large steps
+spoil samples, so correct components with many entries. Source: Song et al. 2021, algorithm 5, arXiv 2011.13456.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PredictorCorrector:
-    """`predictor` has one stage a step. factor: None takes (alpha_t / alpha_s)^2 of the step, which is 1 on VE paths."""
+    """`predictor` has one stage a step. factor: None takes (alpha_t / alpha_s)^2 of the step, which is 1 on VE
+    paths."""
 
     predictor: Method = field(default_factory=EulerMaruyama)
     n_corr: int = 1
@@ -56,8 +58,19 @@ class PredictorCorrector:
             if i == len(predicted) - 1 and self.last == "data":
                 out.append(stages)
                 break
-            factor = (path.coefficients(t).alpha / path.coefficients(s).alpha) ** 2 if self.factor is None else self.factor
-            row = Row(name, "langevin", "batch" if self.batch_norms else "sample", a=self.snr, b=(factor,), c=self.scale,
-                      tag="langevin", t=s, s=s)
+            factor = (
+                (path.coefficients(t).alpha / path.coefficients(s).alpha) ** 2 if self.factor is None else self.factor
+            )
+            row = Row(
+                name,
+                "langevin",
+                "batch" if self.batch_norms else "sample",
+                a=self.snr,
+                b=(factor,),
+                c=self.scale,
+                tag="langevin",
+                t=s,
+                s=s,
+            )
             out.append([*stages, *[Part(s, (row,)) for _ in range(self.n_corr)]])
         return out

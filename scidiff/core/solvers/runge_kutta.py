@@ -41,8 +41,18 @@ def tangent_row(name: str, coefficients: Sequence[float], t: float, s: float, ke
     """start + sum_j coefficients_j v_j with v_j the velocities of the step, oldest first."""
     newest = len(coefficients) - 1
     terms = [(b, newest - j) for j, b in enumerate(coefficients) if b != 0.0]
-    return Row(name, "affine", "velocity", "start", 1.0, tuple(b for b, _ in terms), tuple(k for _, k in terms), keep=keep,
-               t=t, s=s)
+    return Row(
+        name,
+        "affine",
+        "velocity",
+        "start",
+        1.0,
+        tuple(b for b, _ in terms),
+        tuple(k for _, k in terms),
+        keep=keep,
+        t=t,
+        s=s,
+    )
 
 
 def velocity_only(component: Component, who: str) -> None:

@@ -1,8 +1,9 @@
 """What a solver makes of Gaussian data, without sampling: its affine plans are linear maps.
 
-For data N(0, q^2) each coordinate meets the exact predictions D = alpha q^2 x / v and E = sigma x / v, v = alpha^2 q^2 +
-sigma^2, so a plan acts linearly on (x, past predictions) and on the fresh noise. Propagating the covariance of that
-vector gives the variance of the endpoint to rounding, where samples could tell two solvers apart only by the million.
+For data N(0, q^2) each coordinate meets the exact predictions D = alpha q^2 x / v and E = sigma x / v, v = alpha^2
+q^2 + sigma^2, so a plan acts linearly on (x, past predictions) and on the fresh noise. Propagating the covariance
+of that vector gives the variance of the endpoint to rounding, where samples could tell two solvers apart only by
+the million.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def histograms_svg(molecules: Sequence[Mol], reference: Reference | None = None)
             if known is not None:
                 axis.hist(known, edges, density=True, color=_PAPER, label=reference.title)
             axis.hist(
-                values,
+                np.clip(values, edges[0], edges[-1]),
                 edges,
                 density=True,
                 histtype="step",

@@ -117,6 +117,8 @@ def test_transition_equals_brute_force_bayes(path):
         probs = torch.softmax(torch.randn(K, dtype=F64, generator=torch.Generator().manual_seed(1)), -1)
         for c in range(size):
             possible = et[:, c] > 0
+            if not bool(possible.any()):
+                continue
             p = torch.where(possible, probs, 0.0)
             brute = sum(p[a] * es[a] * forward[:, c] / et[a, c] for a in range(K) if possible[a])
             got = path.transition(torch.tensor([[c]]), probs.view(1, 1, K), t, s, site)[0, 0]
@@ -280,7 +282,7 @@ def test_pairs_stay_symmetric_and_padding_zero():
 
 
 def test_loss_and_elbo():
-    """Cross-entropy of the truth's logits is zero; the weighted loss averages to -log p for a perfect model of iid sites."""
+    """The truth's logits cost nothing; the weighted loss of a perfect model of independent sites averages to -log p."""
     path = AbsorbingPath(weighted=True)
     n, length = 40000, 3
     site = sites(path, n, length)

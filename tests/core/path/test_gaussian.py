@@ -32,8 +32,9 @@ from scidiff.core.space import Categorical, Euclidean, Torus
 from scidiff.core.spec import Component, Context
 
 PATHS = [
-    VP(), VP(beta_min=0.2, beta_max=8.0), SubVP(), VE(), VE(0.1, 1.0), EDM(), Cosine(), Cosine(offset=0.008), LinearVP(),
-    Linear(), Linear(centred=True), VP(centred=True), Poly(3.0), Poly(0.5), DiscreteDDPM(), DiscreteDDPM(rule="scaled_linear"),
+    VP(), VP(beta_min=0.2, beta_max=8.0), SubVP(), VE(), VE(0.1, 1.0), EDM(), Cosine(), Cosine(offset=0.008),
+    LinearVP(), Linear(), Linear(centred=True), VP(centred=True), Poly(3.0), Poly(0.5), DiscreteDDPM(),
+    DiscreteDDPM(rule="scaled_linear"),
     MeanReverting(), MeanReverting(schedule="linear"), MeanReverting(schedule="constant"), ResShift(),
     ResShift(noise_min=0.04), RDDM(), RDDM("average", "average"), RDDM("increased", "decreased"),
 ]

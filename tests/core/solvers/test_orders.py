@@ -82,7 +82,9 @@ def test_the_corrector_repeats_the_step_with_the_new_prediction(ring):
     def step(i, x, nodes, values):
         h = lams[i + 1] - lams[i]
         b = weights([(lams[j] - lams[i]) / h for j in nodes], exponential_moments(len(nodes), h, h))
-        return k[i + 1].alpha / k[i].alpha * x - k[i + 1].sigma * sum(w * values[j] for w, j in zip(b, nodes, strict=True))
+        return k[i + 1].alpha / k[i].alpha * x - k[i + 1].sigma * sum(
+            w * values[j] for w, j in zip(b, nodes, strict=True)
+        )
 
     x, base, values = ring.start, ring.start, {}
     for i in range(10):
@@ -127,7 +129,9 @@ def test_a_centred_path_is_the_ordinary_one_moved(method):
         moved = type(mixture)(mixture.means + centre[0], mixture.stds, mixture.weights)
         denoiser = AnalyticMixture(moved, path, kind="data")
         ctx = Context.of(16, centre={"x": centre})
-        x = Sampler(denoiser.spec(), denoiser, Fixed(method, 12), dtype=torch.float64).run(ctx, 0, start={"x": noise + centre})
+        x = Sampler(denoiser.spec(), denoiser, Fixed(method, 12), dtype=torch.float64).run(
+            ctx, 0, start={"x": noise + centre}
+        )
         ends.append(x.state["x"] - centre)
     assert torch.allclose(ends[0], ends[1], atol=1e-10)
 
@@ -154,14 +158,20 @@ class WrappedNormal(Denoiser):
         return {"x": Prediction("noise", -sigma * wrapped_score(d, total))}
 
 
-@pytest.mark.parametrize("method, order", [(plain(2), 2), (Adams(2), 2), (Heun(), 2), (RungeKutta("midpoint"), 2)], ids=str)
+@pytest.mark.parametrize(
+    "method, order", [(plain(2), 2), (Adams(2), 2), (Heun(), 2), (RungeKutta("midpoint"), 2)], ids=str
+)
 def test_multistep_order_on_a_torus(method, order):
     path = WrappedPath(sigma_min=0.005, sigma_max=0.6)
     spec = StateSpec({"x": Component(Torus(1.0), path, (1,))})
     start = {"x": torch.rand(64, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))}
 
     def end(m, n):
-        return Sampler(spec, WrappedNormal(path), Fixed(m, n), dtype=torch.float64).run(Context.of(64), 0, start=start).state["x"]
+        return (
+            Sampler(spec, WrappedNormal(path), Fixed(m, n), dtype=torch.float64)
+            .run(Context.of(64), 0, start=start)
+            .state["x"]
+        )
 
     truth, space = end(RungeKutta("rk4"), 512), Torus(1.0)
     errors = [float(space.log(truth, end(method, n)).abs().median()) for n in (32, 64, 128)]
@@ -192,17 +202,31 @@ def test_moments_are_those_integrals():
         assert exponential_moments(4, rate, 1.0) == pytest.approx(exact, rel=1e-8)
     assert phi(2, 0.999999) == pytest.approx(phi(2, 1.000001), rel=1e-5)
     b = weights([0.0, -0.7, -1.9], [1.0, 2.0, 3.0])
-    assert [sum(w * v**k for w, v in zip(b, [0.0, -0.7, -1.9], strict=True)) for k in range(3)] == pytest.approx([1.0, 2.0, 3.0])
+    assert [sum(w * v**k for w, v in zip(b, [0.0, -0.7, -1.9], strict=True)) for k in range(3)] == pytest.approx(
+        [1.0, 2.0, 3.0]
+    )
 
 
-@pytest.mark.parametrize("make", [
-    lambda: Exponential(form="nois"), lambda: Exponential(order=5), lambda: Exponential(variant="2m"),
-    lambda: Exponential(eta=0.5, form="noise"), lambda: Exponential(last="mode"), lambda: Ancestral(eta=2.0),
-    lambda: RungeKutta("rk45"), lambda: Adams(9), lambda: Heun(churn=-1.0), lambda: Fixed(Ancestral(), 0),
-    lambda: Fixed(Exponential(eta=1.0), 4).plan(StateSpec({"x": Component(Torus(1.0), WrappedPath(), (2,))})),
-    lambda: Fixed(RungeKutta(), 4).plan(StateSpec({"x": Component(Euclidean(), LevelPath(), (2,))})),
-    lambda: Fixed(Ancestral(), 4, methods={"y": Ancestral()}).plan(StateSpec({"x": Component(Euclidean(), VP(), (2,))})),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Exponential(form="nois"),
+        lambda: Exponential(order=5),
+        lambda: Exponential(variant="2m"),
+        lambda: Exponential(eta=0.5, form="noise"),
+        lambda: Exponential(last="mode"),
+        lambda: Ancestral(eta=2.0),
+        lambda: RungeKutta("rk45"),
+        lambda: Adams(9),
+        lambda: Heun(churn=-1.0),
+        lambda: Fixed(Ancestral(), 0),
+        lambda: Fixed(Exponential(eta=1.0), 4).plan(StateSpec({"x": Component(Torus(1.0), WrappedPath(), (2,))})),
+        lambda: Fixed(RungeKutta(), 4).plan(StateSpec({"x": Component(Euclidean(), LevelPath(stds=(0.1, 1.0)), (2,))})),
+        lambda: Fixed(Ancestral(), 4, methods={"y": Ancestral()}).plan(
+            StateSpec({"x": Component(Euclidean(), VP(), (2,))})
+        ),
+    ],
+)
 def test_wrong_settings_are_refused(make):
     with pytest.raises(UsageError):
         make()

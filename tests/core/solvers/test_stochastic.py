@@ -59,7 +59,9 @@ def test_variance_errors_of_known_solvers():
     """Figures of an independent computation, specs/core.md 5.3."""
     counts = (8, 16, 32, 64)
     assert [relative_error(EulerMaruyama(), n) for n in counts] == pytest.approx([1.02, 0.305, 0.132, 0.062], abs=5e-3)
-    assert [relative_error(Ancestral(eta=1.0), n) for n in counts] == pytest.approx([-0.620, -0.417, -0.248, -0.136], abs=1e-3)
+    assert [relative_error(Ancestral(eta=1.0), n) for n in counts] == pytest.approx(
+        [-0.620, -0.417, -0.248, -0.136], abs=1e-3
+    )
     second = Exponential(order=2, corrector=0, reach=math.inf, eta=1.0)
     assert [relative_error(second, n) for n in counts] == pytest.approx([0.574, 0.276, 0.066, 0.016], abs=1e-3)
 
@@ -134,7 +136,9 @@ def test_predictor_corrector_marginals():
     method = PredictorCorrector(Ancestral(eta=1.0), n_corr=1, snr=0.1)
     result = Sampler(denoiser.spec(), denoiser, Fixed(method, 100), dtype=torch.float64).run(Context.of(32), 0)
     assert result.nfe == 200
-    without = Sampler(denoiser.spec(), denoiser, Fixed(Ancestral(eta=1.0), 100), dtype=torch.float64).run(Context.of(32), 0)
+    without = Sampler(denoiser.spec(), denoiser, Fixed(Ancestral(eta=1.0), 100), dtype=torch.float64).run(
+        Context.of(32), 0
+    )
     k = VP().coefficients(1e-3)
     exact = k.alpha**2 * Q * Q + k.sigma**2
     gap, gap_without = (abs(float(r.state["x"].square().mean()) / exact - 1.0) for r in (result, without))
