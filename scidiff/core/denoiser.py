@@ -49,20 +49,25 @@ class Denoiser(nn.Module):
 class NetworkDenoiser(Denoiser):
     """A backbone as a Denoiser.
 
-    `kinds` names what each component's raw output means (default: the path's own kind); "preconditioned" is EDM's F
+    `kinds` names what each component's raw output means (a key `default` for all continuous ones; else the path's own); "preconditioned" is EDM's F
     with `data_std`. The backbone's signature is `(features, time [B] or [B, C], ctx, previous) -> raw`, with `previous`
-    the last clean estimates (None without self-conditioning). `clock` is "t" or "lambda".
+    the last clean estimates (None without self-conditioning). `clock` is "t" or "lambda". The network sees one time per
+    sample, that of the first component; with `separate_times` it always sees one per component, [B, C].
     """
 
     def __init__(self, spec: StateSpec, backbone: nn.Module, kinds: Mapping[str, str] | None = None,
-                 self_conditioning: bool = False, data_std: float = 1.0, clock: str = "t") -> None:
+                 self_conditioning: bool = False, data_std: float = 1.0, clock: str = "t",
+                 separate_times: bool = False) -> None:
         super().__init__()
         kinds = dict(kinds or {})
+        rest = kinds.pop("default", None)
         for name in kinds:
             if name not in spec:
                 raise ScidiffError(f"The state has no component {name!r}.", nearest(name, spec))
-        self.spec, self.backbone, self.clock = spec, backbone, clock
-        self.kinds = {name: kinds.get(name, c.path.default_kind) for name, c in spec.items()}
+        self.spec, self.backbone, self.clock, self.separate_times = spec, backbone, clock, separate_times
+        # Categories have one kind; `default` speaks for the continuous components.
+        self.kinds = {n: kinds.get(n, c.path.default_kind if rest is None or c.space.categorical else rest)
+                      for n, c in spec.items()}
         self.self_conditioning, self.data_std = self_conditioning, float(data_std)
         self._first_gaussian = next((n for n, c in spec.items() if not c.space.categorical), None)
 
@@ -95,9 +100,10 @@ class NetworkDenoiser(Denoiser):
         return spread(value, like) if isinstance(value, Tensor) else value
 
     def _time(self, t: Times, ctx: Context) -> Tensor:
-        if isinstance(t, Mapping):
-            return torch.stack([ctx.time(self._clocked(t[n], n)).clone() for n in self.spec], -1)
-        return ctx.time(self._clocked(t, self._first_gaussian))
+        if self.separate_times:
+            return torch.stack([ctx.time(self._clocked(time_of(t, n), n)).clone() for n in self.spec], -1)
+        lead = self._first_gaussian or next(iter(self.spec))
+        return ctx.time(self._clocked(time_of(t, lead), self._first_gaussian))
 
     def _clocked(self, t: Time, name: str | None) -> Time:
         if self.clock == "t" or name is None:

@@ -47,14 +47,15 @@ class Loop:
     `stage` counts the stages done. Drivers that look at the loop may change `history` and `run.memory` between stages.
     """
 
-    __slots__ = ("bad", "context", "history", "nfe", "noises", "predictions", "run", "s", "sites", "spec", "stage",
-                 "start", "state", "t", "t_start", "total")
+    __slots__ = ("bad", "context", "history", "nfe", "noises", "predictions", "run", "s", "seen", "sites", "spec",
+                 "stage", "start", "state", "t", "t_start", "total")
 
     def __init__(self, spec: StateSpec, state: State, ctx: Context, run: Run, sites: dict[str, Site],
                  noises: dict[str, Noise], history: dict[str, dict[str, list[Tensor]]], t_start: float = 1.0) -> None:
         self.spec, self.state, self.start, self.context, self.run = spec, state, dict(state), ctx, run
         self.sites, self.noises, self.history, self.t_start = sites, noises, history, t_start
         self.predictions: Predictions = {}
+        self.seen: State = {}
         self.nfe = self.stage = self.total = 0
         self.t: Any = 1.0
         self.s: Any = 1.0
@@ -68,10 +69,10 @@ class Loop:
                 "run": self.run.state_dict()}
 
     def bound(self) -> Predictions:
-        """The last predictions, able to convert among kinds."""
+        """The last predictions, able to convert among kinds at the state that the network saw."""
         for name, pred in self.predictions.items():
-            if pred.path is None and name in self.sites:
-                pred.bind(self.spec[name].path, self.state[name], time_of(self.t, name), self.sites[name])
+            if pred.path is None and name in self.seen:
+                pred.bind(self.spec[name].path, self.seen[name], time_of(self.t, name), self.sites[name])
         return self.predictions
 
 
@@ -201,6 +202,7 @@ class Sampler:
             if evaluate:
                 loop.predictions = preds = predict(state, t, ctx, run)
                 loop.nfe += 1
+                loop.seen = dict(state)
                 for name, form, depth, kept in push:
                     pred = preds[name]
                     value = pred.values.get(form)
@@ -250,7 +252,7 @@ class Sampler:
         pred = loop.predictions.get(row.name)
         component = self.spec[row.name]
         if pred is not None and stage.evaluate:
-            pred.bind(component.path, loop.state[row.name], time_of(stage.t, row.name), loop.sites[row.name])
+            pred.bind(component.path, loop.seen[row.name], time_of(stage.t, row.name), loop.sites[row.name])
             if component.space.categorical:
                 bad = torch.isfinite(pred.value).all().logical_not()
                 loop.bad = bad if loop.bad is None else loop.bad | bad

@@ -148,11 +148,12 @@ class Context:
 
     def time(self, t: float | Tensor) -> Tensor:
         """The time as a [B] float32 tensor; a float fills one reused buffer in place."""
-        if isinstance(t, Tensor):
-            return t.to(torch.float32).expand(self.batch) if t.dim() == 0 else t.to(torch.float32)
-        if self._time is None:
-            self._time = torch.empty(self.batch, device=self.device)
-        return self._time.fill_(t)
+        if isinstance(t, (int, float)):
+            if self._time is None:
+                self._time = torch.empty(self.batch, device=self.device)
+            return self._time.fill_(t)
+        t = t.to(torch.float32)
+        return t.expand(self.batch) if t.dim() == 0 else t
 
     def _map(self, f: Callable[[Tensor], Tensor]) -> Context:
         def meta(v: Any) -> Any:

@@ -19,7 +19,6 @@ from scidiff.core.errors import MissingLibrary
 from scidiff.store import checkpoint
 from scidiff.training.cache import Cache
 
-
 QUIET = 3.0
 """Seconds between two plain lines, at least."""
 
@@ -31,12 +30,16 @@ def model_config(config: dict[str, Any]) -> dict[str, Any]:
     return {k: copy.deepcopy(config[k]) for k in keep if k in config}
 
 
+def _sentence(text: str) -> str:
+    return f"{text.rstrip('.')}."
+
+
 def card(config: dict[str, Any], steps: int, minutes: float, losses: dict[str, float]) -> str:
     """The model card that a training run writes by itself: data, command, settings, losses."""
     data = config.get("data") or {}
     lines = [
         f"# {config.get('experiment') or 'model'}", "",
-        f"Data: {data.get('title') or data.get('name', 'not named')}. Licence of the data: {data.get('licence', 'see the data card')}.",
+        f"Data: {data.get('title') or data.get('name', 'not named')}. Licence of the data: {_sentence(data.get('licence') or 'see the data card')}",
         f"Trained {steps} steps in {minutes:.0f} minutes, seed {config.get('seed', 0)}.",
         f"Command: `{config.get('command') or 'scidiff train experiment=' + str(config.get('experiment'))}`", "",
         "| hold-out | value |", "|---|---|", *(f"| {k} | {v:.5f} |" for k, v in sorted(losses.items())),

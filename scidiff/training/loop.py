@@ -87,7 +87,7 @@ def check(settings: Mapping[str, Any]) -> None:
 def _accelerator(settings: Mapping[str, Any]) -> str:
     wanted = str(settings.get("accelerator", "auto"))
     if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UsageError("Training is set to a GPU, but none is visible.", "Use trainer=cpu, and leave device out.")
+        raise UsageError("Training is set to a GPU, but no CUDA GPU is visible.", "Use trainer=cpu, and leave device out.")
     return wanted
 
 

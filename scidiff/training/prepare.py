@@ -29,7 +29,7 @@ HOLD_OUT, HOLD_OUT_MOST, LEAST = 0.02, 2400, 4
 def prepare(config: Mapping[str, Any], progress: Progress | None = None) -> Cache:
     """The tensor cache of a composed `train` config. Raises UsageError where data, domain and process do not fit."""
     about = config["domain"]
-    domain = domain_class(about["name"])(**dict(about.get("codec") or {}))
+    domain = domain_class(about["name"])(**dict(about.get("options") or {}))
     domain.need()
     if progress is not None:
         progress("Reading data", 0, None)

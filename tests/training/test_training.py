@@ -125,7 +125,7 @@ def test_learning_rate_law(tmp_path: Path) -> None:
 
 
 def test_impossible_settings(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="positive"):
+    with pytest.raises(UsageError, match="above 0"):
         train(cache(max_steps=0), tmp_path)
     with pytest.raises(UsageError, match="resume"):
         train(cache(), tmp_path, resume=True)

@@ -67,10 +67,10 @@ class ClassifierFree(Denoiser):
         if self.clock == "lambda" and self.spec is not None:
             lead = name if hasattr(self.spec[name].path, "t_of_lambda") else self._lead()
             when = self.spec[lead].path.coefficients(time_of(t, lead)).lam  # type: ignore[index, arg-type, attr-defined]
-        if isinstance(when, Tensor):
-            inside = (when >= self.low) & (when <= self.high)
-            return torch.where(inside, self.weight, 1.0).to(when.dtype)
-        return self.weight if self.low <= when <= self.high else 1.0
+        if isinstance(when, (int, float)):
+            return self.weight if self.low <= when <= self.high else 1.0
+        inside = (when >= self.low) & (when <= self.high)
+        return torch.where(inside, self.weight, 1.0).to(when.dtype)
 
     def forward(self, state: State, t: Times, ctx: Context, run: Run | None = None) -> Predictions:
         strength = {n: self.strength(t, n) for n in state}
@@ -124,7 +124,7 @@ class ClassifierFree(Denoiser):
 def _twice(t: Times) -> Times:
     if isinstance(t, Mapping):
         return {n: _twice(v) for n, v in t.items()}  # type: ignore[misc]
-    return torch.cat([t, t]) if isinstance(t, Tensor) and t.dim() else t
+    return t if isinstance(t, (int, float)) or t.dim() == 0 else torch.cat([t, t])
 
 
 def _deviation(x: Tensor, site: Site) -> Tensor:

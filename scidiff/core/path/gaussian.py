@@ -142,7 +142,7 @@ class GaussianPath(Path):
     def __post_init__(self) -> None:
         if self.weight not in WEIGHTS:
             raise ScidiffError(f"A Gaussian path has no loss weight {self.weight!r}.", nearest(self.weight, WEIGHTS))
-        if not 0.0 <= self.t_min < self.t_max <= 1.0:
+        if not 0.0 <= self.t_min < self.t_max <= 1.0 and self.levels is None:
             raise ScidiffError(f"A path's bounds must satisfy 0 <= t_min < t_max <= 1, not {self.t_min}, {self.t_max}.")
 
     @abstractmethod

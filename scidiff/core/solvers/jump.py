@@ -52,12 +52,12 @@ class Mixture:
         path = _categorical(component, "The mixture solver")
         out = []
         for t, s in zip(times, times[1:], strict=False):
-            if s <= 0 and self.last == "mode":
-                row = Row(name, "mode", t=t, s=s)
+            if s <= 0:
+                row = Row(name, "mode", t=t, s=s) if self.last == "mode" else Row(name, "jump", a=1.0, t=t, s=s)
             else:
-                leave = 1 - path.mass(s) / path.mass(t)
-                extra, share = self.eta * (t - s), min(0.5, self.eta * (t - s) * s)
-                row = Row(name, "jump", a=1.0 if s <= 0 else min(1.0, leave + extra), c=share, t=t, s=s)
+                goal = path.mass(s)
+                share = min(0.5, self.eta * (t - s) * s, goal)
+                row = Row(name, "jump", a=1 - (goal - share) / (1 - share) / path.mass(t), c=share, t=t, s=s)
             out.append([Part(t, (row,))])
         return out
 
