@@ -4,9 +4,9 @@ Every random number is a pure function of a key and a counter,
 
     bits = mix(key + G * index),   key = mix(mix(seed, id) ^ hash(stream, step, tag, component)),
 
-with `mix` the 64-bit finaliser of SplitMix64 (Steele, Lea, Flood 2014) and `G` its odd increment. `index` is the logical
-index of an entry inside its sample: it does not depend on padding, on the place of the sample in a batch or on the
-order in which samples are drawn, so sample `id` always meets the same noise. Entries (i, j) and (j, i) of a symmetric
+with `mix` the 64-bit finaliser of SplitMix64 (Steele, Lea, Flood 2014) and `G` its odd increment. `index` is the
+logical index of an entry inside its sample: it does not depend on padding, on the place of the sample in a batch or on
+the order in which samples are drawn, so sample `id` always meets the same noise. Entries (i, j) and (j, i) of a symmetric
 component share one index. Uniforms are float64 with 53 bits in (0, 1); normals are Box-Muller in float64.
 """
 
@@ -107,7 +107,7 @@ def to_normal(b: Tensor) -> Tensor:
 
 
 def uniform(seed: int, ids: Tensor, tag: str, count: int = 1) -> Tensor:
-    """float64 uniforms [B, count] that depend on (seed, id, tag) alone: sizes, conditions, anything drawn before a run."""
+    """float64 uniforms [B, count] that depend on (seed, id, tag) alone: what is drawn before a run (sizes)."""
     index = _index((count,), (False,), False, ids.device)
     return to_uniform(bits(sample_keys(seed, ids), hash_text(tag), index))
 

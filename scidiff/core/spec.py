@@ -149,11 +149,11 @@ class Context:
     def time(self, t: float | Tensor) -> Tensor:
         """The time as a [B] float32 tensor; a float fills one reused buffer in place."""
         if isinstance(t, (int, float)):
-            if self._time is None:
-                self._time = torch.empty(self.batch, device=self.device)
-            return self._time.fill_(t)
-        t = t.to(torch.float32)
-        return t.expand(self.batch) if t.dim() == 0 else t
+            buffer = torch.empty(self.batch, device=self.device) if self._time is None else self._time
+            self._time = buffer.fill_(t)
+            return buffer
+        when = t.to(torch.float32)
+        return when.expand(self.batch) if when.dim() == 0 else when
 
     def _map(self, f: Callable[[Tensor], Tensor]) -> Context:
         def meta(v: Any) -> Any:
@@ -175,7 +175,7 @@ class Context:
         return self._map(lambda x: x[index])
 
     def doubled(self) -> Context:
-        """The batch twice over, the second half with every condition absent: one call for guidance without classifier."""
+        """The batch twice over, the second half with every condition absent: one call for classifier-free guidance."""
         out = self._map(lambda x: torch.cat([x, x]))
         keep = torch.arange(2 * self.batch, device=self.device) < self.batch
         out.cond = {k: (v, p & keep) for k, (v, p) in out.cond.items()}
