@@ -51,6 +51,11 @@ def _settings(verb: str, settings: Settings) -> dict[str, Any]:
     return compose(verb, list(settings))
 
 
+def _typed(verb: str, settings: Settings) -> list[str] | None:
+    """The command that stands for a call from Python; None: the process was started by one."""
+    return None if isinstance(settings, Mapping) else ["scidiff", verb, *settings]
+
+
 def _started(progress: Progress | None, folder: Path) -> None:
     told = getattr(progress, "started", None)
     if told is not None:
@@ -93,6 +98,7 @@ def generate(settings: Settings, progress: Progress | None = None) -> Outcome:
     numbers = list(range(int(sampling["num"])))
     ctx = _template(model, config, numbers)
     earlier = open_existing(resume, allow_finished=bool(only)) if resume else None
+    cite = list((model.config.get("data") or {}).get("references", ()))
     if earlier is not None:
         _same_model(earlier, model)
     chunks = (earlier.chunks() if earlier else None) or model.chunks(ctx, sampling.get("chunk"))
@@ -102,7 +108,7 @@ def generate(settings: Settings, progress: Progress | None = None) -> Outcome:
     else:
         run = RunFolder.create("generate", model.name, int(config["seed"]), _resolved(config, model),
                                out=config.get("out") if not only or config.get("out") != resume else None,
-                               device=str(drawing.device), cite=list((model.config.get("data") or {}).get("references", ())))
+                               command=_typed("generate", settings), device=str(drawing.device), cite=cite)
     _started(progress, run.path)
     if only:
         chunks = [c for c in chunks if set(c) & set(keep)]
@@ -159,8 +165,8 @@ def _resolved(config: Mapping[str, Any], model: Model) -> dict[str, Any]:
     from scidiff.domains.model import merged_solver
 
     solver = merged_solver(model.config["solver"], config.get("solver"), config["sampling"].get("steps"))
-    recipe = {k: model.config[k] for k in ("experiment", "domain", "data", "spec", "backbone", "denoiser", "objective",
-                                           "weights_sha256") if k in model.config}
+    kept = ("experiment", "domain", "data", "spec", "backbone", "denoiser", "objective", "weights_sha256")
+    recipe = {k: model.config[k] for k in kept if k in model.config}
     return {**config, "from": _lasting(config.get("from"), model), "resume": None, "solver": solver, "model": recipe}
 
 
@@ -225,6 +231,7 @@ def evaluate(settings: Settings, progress: Progress | None = None) -> Outcome:
     from scidiff.domains import load_domain
     from scidiff.domains.base import Samples, sample_id
     from scidiff.evaluation.evaluate import figures, measure, publish, record
+    from scidiff.evaluation.origin import origin_of
     from scidiff.evaluation.report import write_report
     from scidiff.store.run import RunFolder
 
@@ -234,7 +241,7 @@ def evaluate(settings: Settings, progress: Progress | None = None) -> Outcome:
         page = publish()
         return Outcome(page.parent, summary={"written": str(page)})
     place = Path(path).expanduser()
-    about, origin = config.get("domain") or {}, _origin(place)
+    about, origin = config.get("domain") or {}, origin_of(place)
     domain = load_domain(about["name"], origin.get("options"))
     reference = _reference(domain, config.get("reference") or origin.get("data"), quiet=not config.get("reference"))
     if origin.get("trained"):
@@ -252,7 +259,8 @@ def evaluate(settings: Settings, progress: Progress | None = None) -> Outcome:
     if origin and not config.get("out"):
         folder = place
     else:
-        run = RunFolder.create("evaluate", place.stem, int(config["seed"]), config, out=config.get("out"))
+        run = RunFolder.create("evaluate", place.stem, int(config["seed"]), config, out=config.get("out"),
+                               command=_typed("evaluate", settings))
         folder = run.path
     _started(progress, folder)
     figures(folder, samples.metrics, samples.meta, records.rejected)
@@ -282,34 +290,6 @@ def _figure(metric: Metric) -> str:
     return f"{value}{' ' + metric.unit if metric.unit else ''}{span}{floor}"
 
 
-def _origin(place: Path) -> dict[str, Any]:
-    """What a run folder says of its samples: model, domain options, data, command; empty for other files.
-
-    `checkpoint` is the folder of the model, where it is still there and unchanged.
-    """
-    from scidiff.store import atomic, checkpoint
-
-    if not (place / "config.yaml").is_file() or not (place / "environment.json").is_file():
-        return {}
-    config = atomic.read_yaml(place / "config.yaml", "run config")
-    if "trainer" in config:
-        return {"trained": True}
-    source, model = config.get("from") or (config.get("domain") or {}).get("model"), config.get("model")
-    if not source or not model:
-        return {}
-    try:
-        folder = checkpoint.find(source)
-        unchanged = checkpoint.read_config(folder).get("weights_sha256") == model.get("weights_sha256")
-    except ScidiffError:  # the run says all that is needed of a model that is gone
-        folder, unchanged = None, False
-    command = (place / "command.txt").read_text(encoding="utf-8").strip() if (place / "command.txt").is_file() else ""
-    finished = atomic.read_json(place / "finished") if (place / "finished").is_file() else {}
-    meta = {k: finished[k] for k in ("model", "steps", "seconds", "samples per second") if k in finished}
-    return {"model": model.get("experiment"), "options": (model.get("domain") or {}).get("options"),
-            "data": (model.get("data") or {}).get("name"), "seed": config.get("seed", 0), "command": command,
-            "checkpoint": folder if unchanged else None, "meta": meta}
-
-
 def train(settings: Settings, progress: Progress | None = None) -> Outcome:
     """Trains a model into a run folder whose `checkpoint/` is what `--from` takes.
 
@@ -324,7 +304,7 @@ def train(settings: Settings, progress: Progress | None = None) -> Outcome:
     config = _settings("train", settings)
     if config.get("prepare"):
         cache = prepare(config, progress)
-        cache.config["command"] = f"{command()} && python -m scidiff.training {config['prepare']}"
+        cache.config["command"] = f"{command(_typed('train', settings))} && python -m scidiff.training {config['prepare']}"
         folder = cache.write(config["prepare"])
         return Outcome(folder, summary={"tensor cache": str(folder)})
     config["trainer"] = _trainer(config)
@@ -334,10 +314,11 @@ def train(settings: Settings, progress: Progress | None = None) -> Outcome:
         cache = Cache.open(run / "cache")
     else:
         cache = prepare(config, progress)
-        cache.config["command"] = command() if run is None else (run / "command.txt").read_text().strip()
+        cache.config["command"] = (command(_typed("train", settings)) if run is None
+                                   else (run / "command.txt").read_text(encoding="utf-8").strip())
     if run is None:
         run = RunFolder.create("train", str(cache.config["experiment"]), int(config["seed"]), config,
-                               out=config.get("out"), cite=cache.config["data"].get("references", ()))
+                               out=config.get("out"), command=_typed("train", settings), cite=cache.config["data"].get("references", ()))
     if not (run / "cache" / "config.yaml").is_file():
         cache.write(run / "cache")
     _started(progress, run.path)

@@ -343,6 +343,7 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     feedback.show_log()
     command: Any = typer.main.get_command(app)
+    before, sys.argv = sys.argv, [sys.argv[0], *arguments]  # what a run folder keeps as its command
     try:
         code = command.main(arguments, prog_name="scidiff", standalone_mode=False)
     except KeyboardInterrupt:
@@ -354,6 +355,8 @@ def run(arguments: list[str]) -> int:
         return feedback.fail(error, debug)
     except Exception as error:  # the outermost frame: every defect becomes one sentence, --debug has the rest
         return feedback.fail(error, debug)
+    finally:
+        sys.argv = before
     return code if isinstance(code, int) else 0
 
 

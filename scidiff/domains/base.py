@@ -207,7 +207,10 @@ class Domain(ABC):
 
     @abstractmethod
     def metrics(self, objects: Sequence[Any], verdicts: Sequence[Verdict], reference: Any = None) -> list[Metric]:
-        """Figures over a set of samples; `reference` as returned by `reference(name)`, or None."""
+        """Figures over a set of samples; `reference` as returned by `reference(name)`, or None.
+
+        A domain that resamples may take a further keyword `seed`; the evaluation passes it where it is accepted.
+        """
 
     @abstractmethod
     def view(self, objects: Sequence[Any], verdicts: Sequence[Verdict], ids: Sequence[str],
@@ -225,6 +228,10 @@ class Domain(ABC):
     def backbone_options(self, spec: StateSpec) -> dict[str, Any]:
         """What a backbone has to know of the state (class counts, valences); merged under the configured options."""
         return {}
+
+    def examples(self) -> list[Any]:
+        """A few native objects for `scidiff.testing.check_domain` and for trying things out."""
+        return []
 
     def preview(self, objects: Sequence[Any], verdicts: Sequence[Verdict]) -> dict[str, float]:
         """A few cheap figures to log during training."""

@@ -107,7 +107,7 @@ class RunFolder:
             stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
             path = _fresh(atomic.ensure_folder(Path(root).expanduser() / verb / name), f"{stamp}_s{seed}")
         run = cls(path)
-        words = _words() if command is None else list(command)
+        words = _words(command)
         atomic.write_text(path / "config.yaml", settings)
         atomic.write_text(path / "command.txt", shlex.join(words) + "\n")
         atomic.write_json(path / "environment.json", environment(seed, device))
@@ -210,13 +210,13 @@ class RunFolder:
         return self.path / "parts" / f"{name}.safetensors"
 
 
-def command() -> str:
-    """The command that is being worked on, as one types it."""
-    return shlex.join(_words())
+def command(given: Sequence[str] | None = None) -> str:
+    """The command that is being worked on, as one types it; `given` stands for a call from Python."""
+    return shlex.join(_words(given))
 
 
-def _words() -> list[str]:
-    return ["scidiff", *sys.argv[1:]]
+def _words(given: Sequence[str] | None) -> list[str]:
+    return ["scidiff", *sys.argv[1:]] if given is None else list(given)
 
 
 def part_name(index: int) -> str:

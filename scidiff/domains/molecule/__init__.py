@@ -114,7 +114,7 @@ class MoleculeDomain(Domain):
         return {name: torch.tensor([row[known[name.lower()]] for row in rows]) for name in names}
 
     def write(self, samples: Samples, folder: Path) -> list[Path]:
-        from scidiff.domains.molecule.data import write_samples
+        from scidiff.domains.molecule.files import write_samples
 
         return write_samples(samples, folder)
 
@@ -224,6 +224,13 @@ class MoleculeDomain(Domain):
             "normal_valence": [float(v) for v in self.codec.valence],
             "max_size": self.n_max,
         }
+
+    def examples(self) -> list[Mol]:
+        """A dozen small molecules, some of them charged."""
+        from rdkit import Chem
+
+        lines = ("CC", "CCO", "C1CC1", "CC(=O)O", "c1ccoc1", "C#N", "NC=O", "C1COC1", "CC#C", "C[N+](=O)[O-]", "CCF", "N1CC1")
+        return [Chem.MolFromSmiles(line) for line in lines]
 
     def preview(self, objects: Sequence[Mol], verdicts: Sequence[Verdict]) -> dict[str, float]:
         """Valid, connected (of all) and unique (of valid) shares."""

@@ -1,4 +1,4 @@
-"""Readers and writers of molecule files, and splits.
+"""Readers of molecule files, and splits.
 
 Accepted: `.smi`/`.txt` (SMILES, blank, name), `.csv`/`.tsv` (a column of SMILES, found by its header), `.sdf`/`.mol`,
 each also gzipped; a run folder (its samples.csv, invalid samples included); any folder of such files. An entry that is
@@ -24,12 +24,9 @@ from scidiff.core.errors import UsageError, nearest
 from scidiff.domains.base import Records, Rejection
 from scidiff.domains.molecule import chemistry
 from scidiff.domains.molecule.codec import lossless, token_name
-from scidiff.store import atomic
 
 if TYPE_CHECKING:
     from rdkit.Chem import Mol
-
-    from scidiff.domains.base import Samples
 
 EXTENSIONS = (".smi", ".smiles", ".txt", ".csv", ".tsv", ".sdf", ".sd", ".mol")
 _HEADERS = ("smiles", "canonical_smiles", "smi")
@@ -302,44 +299,3 @@ def _without_hydrogens(mol: Mol) -> Mol:
     if Chem.SanitizeMol(copy, catchErrors=True):
         return mol
     return Chem.RemoveHs(copy)
-
-
-def write_samples(samples: Samples, folder: Path) -> list[Path]:
-    """samples.csv (every sample, invalid ones too), smiles.smi, samples.sdf (valid ones, in 2D), molecules.png.
-
-    One id names a molecule in all four; each file appears whole or not at all.
-    """
-    from scidiff.domains.molecule import view
-
-    rows = samples.table()
-    text = io.StringIO()
-    if rows:
-        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-    valid = [(m, row) for m, row in zip(samples.objects, rows, strict=True) if row["valid"]]
-    lines = [f"{row['smiles']}\t{row['id']}\n" for _, row in valid]
-    written = [
-        atomic.write_text(folder / "samples.csv", text.getvalue()),
-        atomic.write_text(folder / "smiles.smi", "".join(lines)),
-        atomic.write_text(folder / "samples.sdf", "".join(_sdf_record(m, row) for m, row in valid)),
-    ]
-    if samples.objects:
-        picture = view.grid_png(samples.objects[:48], samples.verdicts[:48], samples.ids[:48])
-        written.append(atomic.write_bytes(folder / "molecules.png", picture))
-    return written
-
-
-def _sdf_record(mol: Mol, row: Mapping[str, Any]) -> str:
-    from rdkit import Chem
-    from rdkit.Chem import rdDepictor
-
-    drawn = chemistry.finished(mol)
-    for key in list(drawn.GetPropNames()):
-        drawn.ClearProp(key)
-    rdDepictor.Compute2DCoords(drawn)
-    drawn.SetProp("_Name", str(row["id"]))
-    fields = "".join(
-        f">  <{key}>\n{value}\n\n" for key, value in row.items() if value not in ("", None) and key != "reason"
-    )
-    return Chem.MolToMolBlock(drawn) + fields + "$$$$\n"

@@ -151,3 +151,18 @@ def test_the_last_step_reaches_every_component_own_end():
     assert plan.stages[-1].s == {"x": 1e-3, "c": 0.0} and plan.nfe == 5
     assert [r.kernel for r in plan.stages[-1].rows] == ["affine", "mode"]
     assert math.isfinite(plan.stages[0].t)
+
+
+@pytest.mark.parametrize("eta", [0.0, 2.0, 10.0, 200.0])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_renoising_leaves_exactly_the_mass_of_the_path(eta: float, schedule: str) -> None:
+    """Entries that follow the source law: m(t) before, m(t)(1 - a) after the jump, and m(s) after the redraw."""
+    path = UniformPath(schedule=schedule)
+    component = Component(Categorical(3), path, (4,))
+    times = [(1 - i / 20) ** 2 for i in range(21)]
+    for (part,), t, s in zip(Mixture(eta=eta).parts("k", component, times), times, times[1:], strict=False):
+        row = part.rows[0]
+        if s > 0:
+            jumped = path.mass(t) * (1 - row.a)
+            assert jumped + (1 - jumped) * row.c == pytest.approx(path.mass(s), abs=1e-14)
+            assert 0 <= row.a <= 1 and 0 <= row.c <= 0.5
