@@ -28,7 +28,7 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass
 class Outcome:
-    """What a verb leaves behind: the folder, the samples and metrics where there are any, and a few lines for people."""
+    """What a verb leaves behind: the folder, samples and metrics where there are any, a few lines for people."""
 
     folder: Path | None
     samples: Samples | None = None
@@ -171,7 +171,7 @@ def _resolved(config: Mapping[str, Any], model: Model) -> dict[str, Any]:
 
 
 def _lasting(source: str | None, model: Model) -> str | None:
-    """A model named by a relative path gets its whole path: the run is continued and measured from other folders too."""
+    """A model named by a relative path gets its whole path: a run is continued and measured from elsewhere too."""
     place = Path(source).expanduser().absolute() if source else None
     if source is None or place is None or model.folder is None:
         return source
@@ -304,7 +304,8 @@ def train(settings: Settings, progress: Progress | None = None) -> Outcome:
     config = _settings("train", settings)
     if config.get("prepare"):
         cache = prepare(config, progress)
-        cache.config["command"] = f"{command(_typed('train', settings))} && python -m scidiff.training {config['prepare']}"
+        asked = command(_typed("train", settings))
+        cache.config["command"] = f"{asked} && python -m scidiff.training {config['prepare']}"
         folder = cache.write(config["prepare"])
         return Outcome(folder, summary={"tensor cache": str(folder)})
     config["trainer"] = _trainer(config)
@@ -318,7 +319,8 @@ def train(settings: Settings, progress: Progress | None = None) -> Outcome:
                                    else (run / "command.txt").read_text(encoding="utf-8").strip())
     if run is None:
         run = RunFolder.create("train", str(cache.config["experiment"]), int(config["seed"]), config,
-                               out=config.get("out"), command=_typed("train", settings), cite=cache.config["data"].get("references", ()))
+                               out=config.get("out"), command=_typed("train", settings),
+                               cite=cache.config["data"].get("references", ()))
     if not (run / "cache" / "config.yaml").is_file():
         cache.write(run / "cache")
     _started(progress, run.path)

@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 
 WORDS = "what to make (scidiff list domains), and settings"
+RECIPES = "experiment (scidiff list experiments), and settings"
+MEASURED = "run folder, file or folder of samples, and settings"
 Words = Annotated[
     list[str] | None, typer.Argument(metavar="[DOMAIN] [KEY=VALUE]...", show_default=False, help=WORDS)
 ]
@@ -31,7 +33,9 @@ Steps = Annotated[int | None, typer.Option(help="network calls a sample (samplin
 Out = Annotated[str | None, typer.Option(help="folder of the results (out)")]
 Resume = Annotated[str | None, typer.Option(metavar="DIR", help="continue this run (resume)")]
 Only = Annotated[list[str] | None, typer.Option(metavar="ID", help="draw these samples alone, s0007 (sampling.only)")]
-Condition = Annotated[list[str] | None, typer.Option(metavar="K=V", help="what is wanted, logp=1.5; repeatable (condition.K)")]
+Condition = Annotated[
+    list[str] | None, typer.Option(metavar="K=V", help="what is wanted, logp=1.5; repeatable (condition.K)")
+]
 CONDITIONED = "property that samples can be asked for later; repeatable (condition.NAME=true)"
 Guide = Annotated[float | None, typer.Option(help="strength of the condition (guidance=cfg guidance.weight)")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda (device)")]
@@ -191,7 +195,9 @@ def rollout(
 
 @app.command()
 def train(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[NAME] [KEY=VALUE]...", show_default=False)] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME] [KEY=VALUE]...", show_default=False, help=RECIPES)
+    ] = None,
     condition: Annotated[list[str] | None, typer.Option(metavar="NAME", help=CONDITIONED)] = None,
     seed: Seed = None,
     out: Out = None,
@@ -222,7 +228,9 @@ def train(
 
 @app.command()
 def evaluate(
-    words: Annotated[list[str] | None, typer.Argument(metavar="PATH [KEY=VALUE]...", show_default=False)] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="PATH [KEY=VALUE]...", show_default=False, help=MEASURED)
+    ] = None,
     reference: Annotated[str | None, typer.Option(help="data set to compare with (reference)")] = None,
     num: Annotated[int | None, typer.Option("-n", "--num", help="use the first so many (sampling.num)")] = None,
     publish: Annotated[bool, typer.Option("--publish", help="write benchmarks/RESULTS.md anew (publish)")] = False,
@@ -340,6 +348,7 @@ def new(
 
 def run(arguments: list[str]) -> int:
     """Runs one command and returns its exit code."""
+    arguments = arguments or ["--help"]
     debug = "--debug" in arguments
     feedback.show_log()
     command: Any = typer.main.get_command(app)

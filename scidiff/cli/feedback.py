@@ -1,7 +1,8 @@
 """What a person sees while a command works: errors, progress and the closing summary.
 
 An error is one sentence on the error stream; the traceback appears only with `--debug`. Progress is a bar on a terminal
-and plain lines elsewhere, one for every 5 % but not more than one in three seconds. Results go to the output stream, everything else to the error stream.
+and plain lines elsewhere, one for every 5 % but not more than one in three seconds.
+Results go to the output stream, everything else to the error stream.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def sentence(error: BaseException) -> str:
     parser_message = getattr(error, "format_message", None)
     if parser_message is not None:
         text = re.sub(r"\s*\d+ validation error.*", "", parser_message().split("\n")[0])
+        text = re.sub(r"Input should be a valid integer\b.*", "not a whole number", text)
+        text = re.sub(r"Input should be a valid number\b.*", "not a number", text)
         return f"{text.rstrip('.')}." if not text.endswith("?") else text
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "The memory is too small for this batch. Try a smaller one with --batch (sampling.chunk)."

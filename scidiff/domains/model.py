@@ -1,7 +1,7 @@
 """A trained model of a domain: everything between a checkpoint folder and native objects.
 
-`Model.load("qm9").sample(16, seed=0)` draws 16 molecules. Sample i depends on (seed, i) alone; which samples are computed
-together (`chunks`) changes rounding only, and a run stores it, so that its bits repeat.
+`Model.load("qm9").sample(16, seed=0)` draws 16 molecules. Sample i depends on (seed, i) alone; which samples are
+computed together (`chunks`) changes rounding only, and a run stores it, so that its bits repeat.
 """
 
 from __future__ import annotations
@@ -45,10 +45,7 @@ def pick_device(wanted: str | None) -> torch.device:
 def merged_solver(own: Mapping[str, Any], asked: Mapping[str, Any] | None, steps: int | None) -> dict[str, Any]:
     """The model's solver config with a whole other solver, single settings, or another number of steps laid over it."""
     asked = dict(asked or {})
-    if "_target_" in asked:
-        result = copy.deepcopy(asked)
-    else:
-        result = _over(copy.deepcopy(dict(own)), asked)
+    result = copy.deepcopy(asked) if "_target_" in asked else _over(copy.deepcopy(dict(own)), asked)
     if steps is not None:
         if "steps" not in result and "_target_" in asked:
             raise UsageError("This solver chooses its own number of steps.", "Leave --steps out.")

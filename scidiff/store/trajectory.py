@@ -1,6 +1,6 @@
 """The states on the way from the source to the data, kept where a run asks for them (sampling.trajectory=true).
 
-    trajectory/<chunk>.safetensors      <component> [steps, B, ...] after each step, t [steps] float64 (0 data, 1 source)
+    trajectory/<chunk>.safetensors      <component> [steps, B, ...] after each step, t [steps] (0 data, 1 source)
 
 Rows of a chunk are the sample numbers that chunks.json lists for it.
 """

@@ -1,4 +1,4 @@
-"""`python -m scidiff.training CACHE [--out FOLDER] [--resume] [trainer.key=value ...]`: trains from a tensor cache alone."""
+"""`python -m scidiff.training CACHE [--out FOLDER] [--resume] [trainer.key=value ...]`: trains from a cache alone."""
 
 from __future__ import annotations
 

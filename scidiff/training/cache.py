@@ -102,7 +102,7 @@ class Cache:
 
 
 class TrainingBatches(torch.utils.data.IterableDataset):
-    """Batches number `start`, `start + 1`, ..., `stop - 1` of an endless shuffled pass: batch k depends on (seed, k) alone.
+    """Batches `start`, `start + 1`, ..., `stop - 1` of an endless shuffled pass: batch k depends on (seed, k) alone.
 
     Samples of similar length share a batch. With `fixed` every batch is padded to the full length (one compiled shape).
     """

@@ -25,8 +25,8 @@ QUIET = 3.0
 
 def model_config(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a training config that a checkpoint keeps: what is needed to rebuild, sample and cite the model."""
-    keep = ("experiment", "alias", "summary", "domain", "spec", "backbone", "denoiser", "statistics", "data", "objective",
-            "solver", "sampling", "trainer", "seed")
+    keep = ("experiment", "alias", "summary", "domain", "spec", "backbone", "denoiser", "statistics", "data",
+            "objective", "solver", "sampling", "trainer", "seed")
     return {k: copy.deepcopy(config[k]) for k in keep if k in config}
 
 
@@ -39,7 +39,8 @@ def card(config: dict[str, Any], steps: int, minutes: float, losses: dict[str, f
     data = config.get("data") or {}
     lines = [
         f"# {config.get('experiment') or 'model'}", "",
-        f"Data: {data.get('title') or data.get('name', 'not named')}. Licence of the data: {_sentence(data.get('licence') or 'see the data card')}",
+        f"Data: {data.get('title') or data.get('name', 'not named')}.",
+        f"Licence of the data: {_sentence(data.get('licence') or 'see the data card')}",
         f"Trained {steps} steps in {minutes:.0f} minutes, seed {config.get('seed', 0)}.",
         f"Command: `{config.get('command') or 'scidiff train experiment=' + str(config.get('experiment'))}`", "",
         "| hold-out | value |", "|---|---|", *(f"| {k} | {v:.5f} |" for k, v in sorted(losses.items())),
@@ -88,13 +89,14 @@ class Narrate(lightning.Callback):
             self.progress(step, self.total, figures)
         else:
             self.shown, self.said = share, now
-            text = "  ".join(f"{k} {v:.4f}" for k, v in figures.items() if k.split("/")[0] in ("train", "valid", "preview"))
+            told = {k: v for k, v in figures.items() if k.split("/")[0] in ("train", "valid", "preview")}
+            text = "  ".join(f"{k} {v:.4f}" for k, v in told.items())
             sys.stderr.write(f"{5 * self.shown:3d} %  step {step}  {pl_module.minutes:.1f} min  {text}\n")
             sys.stderr.flush()
 
 
 class Preview(lightning.Callback):
-    """Draws a few samples at every check and logs the domain's cheap figures, where the domain's library is installed."""
+    """Draws a few samples at every check and logs the domain's cheap figures, where its library is installed."""
 
     def __init__(self, cache: Cache, config: dict[str, Any]) -> None:
         self.config = config

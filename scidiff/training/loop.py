@@ -26,6 +26,7 @@ from scidiff.training.callbacks import Export, Narrate, Preview
 from scidiff.training.module import Training
 
 LAST = "last.ckpt"
+MIXED: dict[Any, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
 Progress = Callable[[int, int, dict[str, float]], None]
 
 
@@ -50,8 +51,8 @@ def train(cache: Cache, out: str | Path, resume: bool = False, progress: Progres
         denoiser.backbone.compile()
     _quiet()
     trainer = lightning.Trainer(
-        accelerator=_accelerator(settings), devices=settings.get("devices", 1), strategy=settings.get("strategy", "auto"),
-        precision={"bf16": "bf16-mixed", "fp16": "16-mixed"}.get(settings.get("autocast"), "32-true"),  # type: ignore[arg-type]
+        accelerator=_accelerator(settings), devices=settings.get("devices", 1),
+        strategy=settings.get("strategy", "auto"), precision=MIXED.get(settings.get("autocast"), "32-true"),
         max_steps=int(settings["max_steps"]), max_epochs=-1, gradient_clip_val=float(settings["clip"]),
         max_time=None if not settings.get("max_minutes") else {"minutes": float(settings["max_minutes"])},
         val_check_interval=min(int(settings["check_every"]), int(settings["max_steps"])), check_val_every_n_epoch=None,
@@ -59,8 +60,8 @@ def train(cache: Cache, out: str | Path, resume: bool = False, progress: Progres
         log_every_n_steps=int(settings["log_every"]), logger=_loggers(config, folder),
         callbacks=[
             EMAWeightAveraging(decay=float(settings["ema"]), use_buffers=False),
-            ModelCheckpoint(folder, filename=LAST.removesuffix(".ckpt"), every_n_train_steps=int(settings["check_every"]),
-                            enable_version_counter=False, save_on_train_epoch_end=True),
+            ModelCheckpoint(folder, filename=LAST.removesuffix(".ckpt"), enable_version_counter=False,
+                            every_n_train_steps=int(settings["check_every"]), save_on_train_epoch_end=True),
             Preview(cache, config), Export(config, folder / "checkpoint"), Narrate(settings, progress),
         ],
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, use_distributed_sampler=False)
@@ -87,7 +88,8 @@ def check(settings: Mapping[str, Any]) -> None:
 def _accelerator(settings: Mapping[str, Any]) -> str:
     wanted = str(settings.get("accelerator", "auto"))
     if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UsageError("Training is set to a GPU, but no CUDA GPU is visible.", "Use trainer=cpu, and leave device out.")
+        raise UsageError("Training is set to a GPU, but no CUDA GPU is visible.",
+                         "Use trainer=cpu, and leave device out.")
     return wanted
 
 

@@ -60,7 +60,8 @@ def prepare(config: Mapping[str, Any], progress: Progress | None = None) -> Cach
         names = {"experiment": Path(str(config["data"]["path"])).name.split(".")[0], "alias": None,
                  "summary": f"Trained on {data['title']}"}
     resolved = {
-        **{k: config.get(k) for k in ("experiment", "alias", "summary", "trainer", "logger", "solver", "sampling", "seed")},
+        **{k: config.get(k) for k in ("experiment", "alias", "summary", "trainer", "logger", "solver", "sampling",
+                                      "seed")},
         "objective": dict(config["objective"]), "denoiser": dict(config["process"].get("denoiser") or {}),
         "domain": {"name": domain.name, "options": domain.options()}, "spec": spec.to_config(), "backbone": backbone,
         **names, "statistics": statistics, "data": {**data, "count": len(records), "rejected": len(records.rejected)},

@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("rdkit", reason="the molecule domain needs rdkit")
 
 TINY = ["backbone.dx=16", "backbone.de=8", "backbone.dc=16", "backbone.depth=1", "backbone.heads=2"]
-BRIEF = ["trainer=debug", "trainer.max_steps=4", "trainer.check_every=4", "trainer.preview.num=2", "data.limit=64", *TINY]
+BRIEF = ["trainer=debug", "trainer.max_steps=4", "trainer.check_every=4", "trainer.preview.num=2", "data.limit=64",
+         *TINY]
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +32,8 @@ def draw():
     from scidiff import api
 
     def generate(folder, *words, progress=None):
-        settings = ["domain=molecule", "from=qm9", "sampling.metrics=false", "sampling.report=false", "sampling.steps=6"]
+        settings = ["domain=molecule", "from=qm9", "sampling.steps=6", "sampling.metrics=false",
+                    "sampling.report=false"]
         return api.generate([*settings, f"out='{folder}'", *words], progress=progress)
     return generate
 

@@ -72,7 +72,7 @@ def test_single_samples_are_drawn_again_with_the_same_bits(full, draw, table, el
     assert run(["generate", "--resume", str(full), "--only", "s0003,s0011", "--out", "two"]) == 0
     assert table("two") == [whole[3], whole[11]]
     assert table(full) == whole, "the earlier run is left as it was"
-    with pytest.raises(UsageError, match="no sample 's0012'.*s0000 to s0011"):
+    with pytest.raises(UsageError, match=r"no sample 's0012'.*s0000 to s0011"):
         draw("three", "sampling.num=12", "sampling.only=[s0012]")
     assert not Path("three").exists()
 

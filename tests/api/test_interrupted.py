@@ -40,7 +40,7 @@ def test_a_run_that_was_stopped_is_finished_by_resume(number, code, spawn, tmp_p
     process = spawn(*WORDS, "--out", folder)
     wait_for(process, lambda: len(parts(folder)) >= 3)
     process.send_signal(number)
-    out, err = process.communicate()
+    _, err = process.communicate()
     assert process.returncode == code and "Traceback" not in err
     assert not [name for name in FINAL if (folder / name).exists()], "nothing may look finished"
     before = {file.name: file.stat().st_mtime_ns for file in parts(folder)}

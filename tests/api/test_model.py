@@ -83,5 +83,5 @@ def test_a_missing_library_names_the_line_that_installs_it(monkeypatch):
     from scidiff.domains import base
 
     monkeypatch.setattr(base, "find_spec", lambda name: None)
-    with pytest.raises(MissingLibrary, match="needs rdkit, which is not installed. Install it with: pip install rdkit$"):
+    with pytest.raises(MissingLibrary, match=r"which is not installed\. Install it with: pip install rdkit$"):
         scidiff.load("qm9")

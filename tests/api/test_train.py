@@ -56,8 +56,9 @@ def test_a_condition_changes_the_prediction_and_is_standardised(conditioned):
 
 
 def test_guidance_at_weight_one_is_the_conditional_model(conditioned):
-    import scidiff
     from rdkit.Chem import MolToSmiles
+
+    import scidiff
 
     model = scidiff.load(conditioned)
     cfg = {"_target_": "scidiff.core.guidance.classifier_free.ClassifierFree"}

@@ -188,3 +188,9 @@ def test_results_cannot_go_into_a_file(calls, elsewhere, capsys):
     Path("taken").write_text("")
     assert run(["generate", "molecule", "--out", "taken/here"]) == 2
     assert "taken/here cannot be a folder" in capsys.readouterr().err
+
+
+def test_without_words_the_help_is_shown(capsys):
+    assert run([]) == 0
+    printed = capsys.readouterr()
+    assert "Usage: scidiff" in printed.out and "generate" in printed.out and not printed.err

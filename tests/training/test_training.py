@@ -1,4 +1,4 @@
-"""Training from a tensor cache: exact resume, averaged weights, learning-rate law, and what it needs (torch, lightning)."""
+"""Training from a tensor cache: exact resume, averaged weights, learning-rate law, and what it needs."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_bare_machine_trains_without_hydra_typer_and_rdkit(tmp_path: Path) -> 
         "import sys\n"
         "class Absent:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('hydra', 'omegaconf', 'typer', 'rich', 'rdkit', 'pooch'):\n"
+        "        if name.split('.')[0] in ('hydra', 'omegaconf', 'typer', 'rdkit', 'pooch'):\n"
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         "from scidiff.training.__main__ import main\n"

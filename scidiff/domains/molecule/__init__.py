@@ -253,7 +253,7 @@ def size_range(wanted: Any, n_max: int) -> tuple[int, int]:
     if wanted is None:
         return 1, n_max
     if isinstance(wanted, (list, tuple)) and len(wanted) == 2:
-        wanted = f"{wanted[0]}-{wanted[1]}"
+        wanted = f"{wanted[0]}-{wanted[1]}" if wanted[0] != wanted[1] else wanted[0]
     match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", str(wanted))
     low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= low <= high <= n_max:
