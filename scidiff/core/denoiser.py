@@ -50,9 +50,10 @@ class NetworkDenoiser(Denoiser):
     """A backbone as a Denoiser.
 
     `kinds` names what each component's raw output means (a key `default` for all continuous ones; else the path's
-    own); "preconditioned" is EDM's F with `data_std`. The backbone's signature is `(features, time [B] or [B, C], ctx, previous) -> raw`, with `previous`
-    the last clean estimates (None without self-conditioning). `clock` is "t" or "lambda". The network sees one time per
-    sample, that of the first component; with `separate_times` it always sees one per component, [B, C].
+    own); "preconditioned" is EDM's F with `data_std`. The backbone's signature is
+    `(features, time [B] or [B, C], ctx, previous) -> raw`, with `previous` the last clean estimates (None without
+    self-conditioning). `clock` is "t" or "lambda". The network sees one time
+    per sample, that of the first component; with `separate_times` it always sees one per component, [B, C].
     """
 
     def __init__(self, spec: StateSpec, backbone: nn.Module, kinds: Mapping[str, str] | None = None,

@@ -6,8 +6,8 @@ Every random number is a pure function of a key and a counter,
 
 with `mix` the 64-bit finaliser of SplitMix64 (Steele, Lea, Flood 2014) and `G` its odd increment. `index` is the
 logical index of an entry inside its sample: it does not depend on padding, on the place of the sample in a batch or on
-the order in which samples are drawn, so sample `id` always meets the same noise. Entries (i, j) and (j, i) of a symmetric
-component share one index. Uniforms are float64 with 53 bits in (0, 1); normals are Box-Muller in float64.
+the order in which samples are drawn, so sample `id` always meets the same noise. Entries (i, j) and (j, i) of a
+symmetric component share one index. Uniforms are float64 with 53 bits in (0, 1); normals are Box-Muller in float64.
 """
 
 from __future__ import annotations

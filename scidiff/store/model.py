@@ -1,4 +1,4 @@
-"""From a plain config to a model: the StateSpec and the denoiser it describes, weights filled in where there are any."""
+"""From a plain config to a model: the StateSpec and the denoiser that it describes, with weights if there are any."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def assemble(config: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None) -> tuple[StateSpec, NetworkDenoiser]:
+def assemble(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None
+) -> tuple[StateSpec, NetworkDenoiser]:
     """Builds `config["spec"]`, `config["backbone"]` and `config["denoiser"]`; loads `weights` into the backbone.
 
     Raises ScidiffError where the weights do not belong to the described backbone.

@@ -1,9 +1,9 @@
 """Methods for categories: mixture velocity, closed-form rates, Bayes posterior.
 
 With m(t) the share of entries that follow the source law, a step t -> s leaves with probability a = 1 - m(s)/m(t).
-Re-noising of strength eta: after the jump a share r = min(1/2, eta (t - s) m(s), m(s)) of the entries is redrawn from the
-source law. The jump itself must then reach a smaller mass, m' = (m(s) - r)/(1 - r), so that m(s) is exactly what is left:
-a = 1 - m'/m(t). (graph.md 4.1 raises a by eta (t - s) instead, which overshoots by terms of the order of the step.)
+Re-noising of strength eta: after the jump a share r = min(1/2, eta (t - s) m(s), m(s)) of the entries is redrawn from
+the source law. The jump itself must then reach a smaller mass, m' = (m(s) - r)/(1 - r), so that m(s) is exactly what is
+left: a = 1 - m'/m(t). Raising a by eta (t - s) instead overshoots by terms of the order of the step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Chain(ABC):
-    """One stage a step; `last` says how the chain ends: with the most probable classes ("mode") or a draw ("sample")."""
+    """One stage a step; `last` says how the chain ends: with the most probable classes ("mode") or a "sample"."""
 
     order: ClassVar[int] = 1
     _: KW_ONLY

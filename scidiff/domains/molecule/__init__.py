@@ -229,8 +229,8 @@ class MoleculeDomain(Domain):
         """A dozen small molecules, some of them charged."""
         from rdkit import Chem
 
-        lines = ("CC", "CCO", "C1CC1", "CC(=O)O", "c1ccoc1", "C#N", "NC=O", "C1COC1", "CC#C", "C[N+](=O)[O-]", "CCF", "N1CC1")
-        return [Chem.MolFromSmiles(line) for line in lines]
+        lines = "CC CCO C1CC1 CC(=O)O c1ccoc1 C#N NC=O C1COC1 CC#C C[N+](=O)[O-] CCF N1CC1"
+        return [Chem.MolFromSmiles(line) for line in lines.split()]
 
     def preview(self, objects: Sequence[Mol], verdicts: Sequence[Verdict]) -> dict[str, float]:
         """Valid, connected (of all) and unique (of valid) shares."""
