@@ -30,7 +30,7 @@ OWNERS = {
     "hydra": ("config.py",), "omegaconf": ("config.py",), "hydra_plugins": (),
     "lightning": ("training/",), "pytorch_lightning": (), "tensorboard": ("training/",),
     "typer": ("cli/",), "click": (), "rich": ("cli/",),
-    "rdkit": ("domains/molecule/",), "fcd_torch": ("domains/molecule/",),
+    "rdkit": ("domains/molecule/",), "fcd_torch": ("domains/molecule/",), "fcd": ("domains/molecule/",),
     "networkx": ("domains/graph/",),
     "pymatgen": ("domains/crystal/",), "ase": ("domains/crystal/",), "spglib": ("domains/crystal/",),
     "smact": ("domains/crystal/",),

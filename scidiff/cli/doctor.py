@@ -20,7 +20,7 @@ EXTRAS = {
     "slurm": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
     "dicom": ("pydicom",),
     "zarr": ("zarr",),
-    "metrics": ("fcd_torch",),
+    "metrics": ("fcd",),
     "bench": ("diffusers", "azula"),
 }
 NEEDED = ("torch", "numpy", "scipy", "lightning", "hydra-core", "omegaconf", "rdkit", "safetensors", "typer", "rich")
