@@ -6,12 +6,15 @@ statement (a comprehension cannot carry one), so outside of `LOOPS` no such stat
   * call the network: anything named `denoiser`, `network`, `backbone` or `model`, or
   * move a state: `.posterior(...)`, `.retract(...)`, `.apply(...)` or `.corrupt(...)`, if the loop is a `while`, or
     runs over something called times, steps, grid, schedule or the like, or binds the result to a name that the
-    arguments use (x = path.posterior(x, ...)).
+    arguments use (x = path.posterior(x, ...)),
+  * or march under any other name: call something with a state and a time of the loop and let the result flow into that
+    state again (v = predict(x, t); x = x - v / n).
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 import json
 import re
 import subprocess
@@ -47,6 +50,8 @@ FORBIDDEN = {"utils", "util", "common", "misc", "helpers", "helper", "base_model
 NETWORKS = {"denoiser", "network", "backbone", "model"}
 TIMES = re.compile(r"^(ts|t)$|time|step|grid|schedule|sigma")
 MOVES = {"posterior", "retract", "apply", "corrupt"}
+CLOCK = re.compile(r"^(t|s|ts|time|sigma|when|now|then)$")
+PLAIN = {*dir(builtins), "torch", "math", "F"}  # calls of these, or of what they hold, are arithmetic
 
 
 def place(file: Path) -> str:
@@ -186,12 +191,50 @@ def private_loops(tree: ast.AST):
                     yield node.lineno, f"moves a state by {last_name(call.func)}"
 
 
+def names(node: ast.AST) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+
+
+def bindings(nodes: list[ast.AST]):
+    """(root names, expression) of every binding; a, b = x, y are two."""
+    for n in nodes:
+        if isinstance(n, ast.Assign) and isinstance(n.value, ast.Tuple) and isinstance(n.targets[0], ast.Tuple):
+            yield from (({root_name(t)}, v) for t, v in zip(n.targets[0].elts, n.value.elts, strict=False))
+        elif isinstance(n, (ast.Assign, ast.AugAssign, ast.AnnAssign)) and n.value is not None:
+            yield targets(n), n.value
+
+
+def marches(tree: ast.AST):
+    """(line, what) of every call with a state and a time of its loop whose result flows into that state again."""
+    for loop in (n for n in ast.walk(tree) if isinstance(n, (ast.For, ast.While))):
+        inner = [n for statement in loop.body for n in ast.walk(statement)]
+        steps = list(bindings(inner))
+        clock = {name for bound, _ in steps for name in bound if CLOCK.search(name)}
+        fresh: set[str] = set()
+        if isinstance(loop, ast.For):
+            fresh = names(loop.target)
+            over = {last_name(n) for n in ast.walk(loop.iter)}
+            counted = "range" in over or any(TIMES.search(name) for name in over)
+            clock |= {name for name in names(loop.target) if counted or CLOCK.search(name)}
+        for call in (n for n in inner if isinstance(n, ast.Call) and len(n.args) > 1):
+            used = {name for a in call.args for name in names(a)}
+            if root_name(call.func) in PLAIN or not used & clock:
+                continue
+            flow: set[str] = set()
+            for _ in steps:
+                flow |= {name for bound, value in steps for name in bound
+                         if names(value) & flow or any(part is call for part in ast.walk(value))}
+            if carried := sorted((used & flow) - clock - fresh):
+                yield call.lineno, f"carries {carried[0]} through {last_name(call.func)} from time to time"
+
+
 def test_no_private_loop():
     wrong = []
     for file in SOURCES:
         if not place(file).startswith(LOOPS):
             tree = ast.parse(file.read_text(encoding="utf-8"))
-            wrong += [f"{place(file)}:{line} {what} inside a loop" for line, what in private_loops(tree)]
+            wrong += [f"{place(file)}:{line} {what} inside a loop"
+                      for line, what in [*private_loops(tree), *marches(tree)]]
     assert not wrong, "Integrating in time belongs to core/sampler.py:\n" + "\n".join(wrong)
 
 
@@ -206,6 +249,20 @@ def test_no_private_loop():
 ])
 def test_the_loop_rule_sees_what_it_should(text, found):
     assert len(list(private_loops(ast.parse(text)))) == found
+
+
+@pytest.mark.parametrize("text, found", [
+    ("for t, s in pairwise(times):\n    x = x + (s - t) * net(x, t)\n", 1),
+    ("for i in range(n):\n    t = 1 - i / n\n    v = predict(x, t)\n    x = x - v / n\n", 1),
+    ("for i in range(n):\n    x -= self.denoiser.forward(x, i / n)['x'].velocity / n\n", 1),
+    ("while t > 0:\n    state = self._step(state, t)\n    t = t - h\n", 1),
+    ("for t in grid:\n    p = f(state, t, ctx)\n    state = {n: state[n] + p[n] for n in state}\n", 1),
+    ("for name, c in spec.items():\n    out[name] = c.path.corrupt(state[name], t)\n", 0),
+    ("for t, s in pairwise(times):\n    rows.append(row(name, t, s))\n", 0),
+    ("for t in times:\n    total = max(total, t)\n", 0),
+])
+def test_a_march_is_seen_whatever_the_network_is_called(text, found):
+    assert len(list(marches(ast.parse(text)))) == found
 
 
 def test_files_are_short_and_named_for_what_they_hold():

@@ -99,11 +99,6 @@ class GaussianMixture:
         """log p_t(y), [B], nats."""
         return torch.logsumexp(self._terms(y, scale, noise, log_weights)[2], -1)
 
-    def responsibilities(self, y: Tensor, scale: Any = 1.0, noise: Any = 0.0,
-                         log_weights: Tensor | None = None) -> Tensor:
-        """r_k, [B, K]."""
-        return torch.softmax(self._terms(y, scale, noise, log_weights)[2], -1)
-
     def posterior_mean(self, y: Tensor, scale: Any, noise: Any, log_weights: Tensor | None = None) -> Tensor:
         """D = E[x0 | y], [B, d]."""
         off, v, logits = self._terms(y, scale, noise, log_weights)

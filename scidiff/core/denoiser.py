@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from scidiff.core.errors import ScidiffError, nearest
 from scidiff.core.path.base import Prediction, Time, spread
-from scidiff.core.spec import Context, State, StateSpec
+from scidiff.core.path.gaussian import GaussianPath
+from scidiff.core.spec import Context, Site, State, StateSpec
 
 if TYPE_CHECKING:
     from scidiff.core.run import Run
@@ -78,7 +79,8 @@ class NetworkDenoiser(Denoiser):
         for name, c in self.spec.items():
             z = c.path.features(state[name], time_of(t, name), sites[name])
             if self.kinds[name] == "preconditioned":
-                z = z * self._scale(c.path.preconditioning(time_of(t, name), self.data_std)[2], z)  # type: ignore[attr-defined]
+                y = self._off_centre(z, time_of(t, name), sites[name])
+                z = y * self._scale(c.path.preconditioning(time_of(t, name), self.data_std)[2], z)  # type: ignore[attr-defined]
             features[name] = z
         previous = run.memory.get(MEMORY) if self.self_conditioning and run is not None else None
         raw = self.backbone(features, self._time(t, ctx), ctx, previous)
@@ -87,7 +89,8 @@ class NetworkDenoiser(Denoiser):
             z, when = state[name], time_of(t, name)
             if self.kinds[name] == "preconditioned":
                 skip, gain, _ = c.path.preconditioning(when, self.data_std)  # type: ignore[attr-defined]
-                clean = z * self._scale(skip, z) + raw[name] * self._scale(gain, z)
+                y = self._off_centre(z, when, sites[name])
+                clean = y * self._scale(skip, z) + raw[name] * self._scale(gain, z)
                 out[name] = c.path.read(clean, z, when, sites[name], "data")
             else:
                 out[name] = c.path.read(raw[name], z, when, sites[name], self.kinds[name])
@@ -95,6 +98,12 @@ class NetworkDenoiser(Denoiser):
             run.memory[MEMORY] = {
                 n: (p.probs if self.spec[n].space.categorical else p.data).detach() for n, p in out.items()}
         return out
+
+    @staticmethod
+    def _off_centre(z: Tensor, t: Time, site: Site) -> Tensor:
+        """z - c mu: what preconditioning is derived for."""
+        path = site.component.path
+        return path.shifted(z, -path.coefficients(t).c, site)  # type: ignore[attr-defined]
 
     @staticmethod
     def _scale(value: Any, like: Tensor) -> Any:
@@ -107,9 +116,8 @@ class NetworkDenoiser(Denoiser):
         return ctx.time(self._clocked(time_of(t, lead), self._first_gaussian))
 
     def _clocked(self, t: Time, name: str | None) -> Time:
-        if self.clock == "t" or name is None:
-            return t
-        return self.spec[name].path.coefficients(t).lam  # type: ignore[attr-defined]
+        path = None if name is None else self.spec[name].path
+        return path.coefficients(t).lam if self.clock == "lambda" and isinstance(path, GaussianPath) else t
 
 
 class ByComponent(Denoiser):

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from scidiff.core.denoiser import Predictions, time_of
 from scidiff.core.errors import UsageError
+from scidiff.core.path.base import Prediction
 from scidiff.core.run import Run, sample_keys
 from scidiff.core.spec import Context, State
 
@@ -70,9 +72,10 @@ class GraphedLoop:
                 plain = self.sampler._begin(ctx, seed, None, 1.0, None)
                 self.sampler._loop(plain, None, self.sampler._locate)
             state: State = {name: x.clone() for name, x in loop.state.items()}
+            predictions = detached(loop, ctx)
         run = Run(seed)
         run.step = loop.run.step
-        return Result(state, loop.bound(), loop.nfe, run)
+        return Result(state, predictions, loop.nfe, run)
 
     def _capture(self, ctx: Context, seed: int) -> Captured:
         static = ctx._map(lambda x: x.clone())
@@ -94,6 +97,16 @@ class GraphedLoop:
         loop = self.sampler._begin(ctx, run, None, 1.0, None)
         self.sampler._loop(loop, None)
         return loop
+
+
+def detached(loop: Loop, ctx: Context) -> Predictions:
+    """The last predictions as copies, for the next replay writes into the buffers and conversions are remembered."""
+    out = {}
+    for name, p in loop.predictions.items():
+        c = loop.spec[name]
+        out[name] = Prediction(p.kind, p.value.clone(), c.path, loop.seen[name].clone(), time_of(loop.t, name),
+                               ctx.at(name, c))
+    return out
 
 
 def tensors(ctx: Context) -> list[tuple[str, Tensor]]:

@@ -119,10 +119,10 @@ class Run:
     `memory` holds what survives a step: self-conditioning, duals, caches. `state_dict()` is the checkpoint of a run.
     """
 
-    __slots__ = ("_keys", "_keys_for", "memory", "seed", "step", "stream", "training")
+    __slots__ = ("_keys", "_keys_for", "memory", "seed", "step", "stream")
 
-    def __init__(self, seed: int, stream: int = 0, training: bool = False) -> None:
-        self.seed, self.stream, self.step, self.training = int(seed), int(stream), 0, training
+    def __init__(self, seed: int, stream: int = 0) -> None:
+        self.seed, self.stream, self.step = int(seed), int(stream), 0
         self.memory: dict[str, Any] = {}
         self._keys: Tensor | None = None
         self._keys_for: Tensor | None = None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scidiff.core.ahead import NoiseAhead
-from scidiff.core.denoiser import Denoiser, Predictions, time_of
+from scidiff.core.denoiser import Denoiser, NetworkDenoiser, Predictions, time_of
 from scidiff.core.errors import NonFinite, ScidiffError, UsageError
 from scidiff.core.plan import Driver, Row, Stage
 from scidiff.core.run import Noise, Run
@@ -79,8 +79,8 @@ class Loop:
 class Sampler:
     """Draws samples of `spec` with a denoiser and a driver; `rules` act after each step, in order.
 
-    dtype: float32 or float64 for continuous components. compile: torch.compile the denoiser. cuda_graph: capture the
-    whole loop of a fixed plan as one CUDA graph (refused without CUDA).
+    dtype: float32 or float64 for continuous components. compile: compile its networks, in place. cuda_graph: capture
+    the whole loop of a fixed plan as one CUDA graph (refused without CUDA).
     """
 
     def __init__(self, spec: StateSpec, denoiser: Denoiser, driver: Driver, rules: Sequence[Rule] = (),
@@ -93,7 +93,7 @@ class Sampler:
         self._prepare(1.0)
         self._graph: Any = None
         if compile:
-            self.denoiser = torch.compile(denoiser)
+            self._compile(denoiser)
         if cuda_graph:
             if not torch.cuda.is_available():
                 raise UsageError("solver.cuda_graph=true needs a CUDA GPU, and none is visible.",
@@ -101,6 +101,14 @@ class Sampler:
             from scidiff.core.graphed import GraphedLoop
 
             self._graph = GraphedLoop(self)
+
+    def _compile(self, denoiser: Denoiser) -> None:
+        """Compiles what is given times as tensors: a float t would be a constant, and each step another program."""
+        networks = [m.backbone for m in denoiser.modules() if isinstance(m, NetworkDenoiser)]
+        for network in networks:
+            network.compile()
+        if not networks:
+            self.denoiser = torch.compile(denoiser)
 
     def source(self, ctx: Context, run: Run) -> State:
         """A draw at t = 1."""

@@ -134,24 +134,33 @@ class Context:
             return None
         key = tuple(shape)
         if key not in self._masks:
-            real = torch.arange(self.n_max, device=self.device)[None, :] < self.sizes[:, None]
-            mask: Tensor | None = None
-            for axis, n in enumerate(shape):
-                if n != "N":
-                    continue
-                view = [self.batch] + [1] * len(shape)
-                view[axis + 1] = self.n_max
-                m = real.view(view)
-                mask = m if mask is None else mask & m
-            self._masks[key] = mask
+            # What is kept must serve gradients too, and tensors born in inference mode cannot.
+            with torch.inference_mode(False):
+                self._masks[key] = self._mask(shape, self.sizes)
         return self._masks[key]
 
+    def _mask(self, shape: Shape, sizes: Tensor) -> Tensor | None:
+        real = torch.arange(self.n_max, device=self.device)[None, :] < sizes[:, None]
+        mask: Tensor | None = None
+        for axis, n in enumerate(shape):
+            if n != "N":
+                continue
+            view = [self.batch] + [1] * len(shape)
+            view[axis + 1] = self.n_max
+            m = real.view(view)
+            mask = m if mask is None else mask & m
+        return mask
+
     def time(self, t: float | Tensor) -> Tensor:
-        """The time as a [B] float32 tensor; a float fills one reused buffer in place."""
+        """The time as a [B] float32 tensor; without gradients a float fills one reused buffer in place."""
         if isinstance(t, (int, float)):
-            buffer = torch.empty(self.batch, device=self.device) if self._time is None else self._time
-            self._time = buffer.fill_(t)
-            return buffer
+            if torch.is_grad_enabled():  # a backward pass may need the time of an earlier call
+                return torch.full((self.batch,), float(t), device=self.device)
+            buffer = self._time
+            if buffer is None:
+                with torch.inference_mode(False):
+                    buffer = self._time = torch.empty(self.batch, device=self.device)
+            return buffer.fill_(t)
         when = t.to(torch.float32)
         return when.expand(self.batch) if when.dim() == 0 else when
 

@@ -180,9 +180,6 @@ class RunFolder:
             file.stem for file in (self.path / "parts").glob("*.safetensors") if not file.name.startswith(".")
         )
 
-    def drop_part(self, name: str) -> None:
-        self._part(name).unlink(missing_ok=True)
-
     def finish(self, summary: Mapping[str, Any] | None = None, *, keep_parts: bool = False) -> None:
         """Marks the run complete; its parts are no longer needed then."""
         files = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))

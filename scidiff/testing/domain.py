@@ -198,7 +198,7 @@ def _check_template(domain: Domain) -> None:
 
 def _check_learning(spec: StateSpec, backbone: nn.Module, state: State, ctx: Context) -> None:
     denoiser = NetworkDenoiser(spec, backbone)
-    loss, _ = StandardObjective(spec).loss(denoiser, (state, ctx), Run(0, training=True))
+    loss, _ = StandardObjective(spec).loss(denoiser, (state, ctx), Run(0))
     require(torch.isfinite(loss), f"The loss of the first batch is {loss.item()}.")
     loss.backward()
     grads = [p.grad for p in backbone.parameters() if p.grad is not None]

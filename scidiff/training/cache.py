@@ -105,10 +105,13 @@ class TrainingBatches(torch.utils.data.IterableDataset):
     """Batches `start`, `start + 1`, ..., `stop - 1` of an endless shuffled pass: batch k depends on (seed, k) alone.
 
     Samples of similar length share a batch. With `fixed` every batch is padded to the full length (one compiled shape).
+    Of `ranks` devices the one numbered `rank` takes every so-manieth batch: step k of it is batch k ranks + rank.
     """
 
-    def __init__(self, data: TensorData, size: int, seed: int, start: int, stop: int, fixed: bool = False) -> None:
+    def __init__(self, data: TensorData, size: int, seed: int, start: int, stop: int, fixed: bool = False,
+                 rank: int = 0, ranks: int = 1) -> None:
         self.data, self.size, self.seed, self.start, self.stop = data, min(size, len(data)), seed, start, stop
+        self.rank, self.ranks = rank, ranks
         self.length = None if data.sizes is None or not fixed else int(data.sizes.max())
 
     def __iter__(self) -> Iterator[tuple[State, Context]]:
@@ -117,11 +120,12 @@ class TrainingBatches(torch.utils.data.IterableDataset):
         per_pass = max(len(self.data) // self.size, 1)
         number, plan = -1, []
         for step in range(self.start + offset, self.stop, stride):
-            if step // per_pass != number:
-                number = step // per_pass
+            batch = step * self.ranks + self.rank
+            if batch // per_pass != number:
+                number = batch // per_pass
                 plan = batches_by_length(self.data.sizes, len(self.data), self.size, self.seed * 1_000_003 + number,
                                          mixed=self.length is not None)
-            yield self.data.batch(plan[step % per_pass], self.length)
+            yield self.data.batch(plan[batch % per_pass], self.length)
 
 
 class HoldOut(torch.utils.data.Dataset):

@@ -1,6 +1,7 @@
 """Callbacks of training: previews drawn by the same sampler as everywhere, export of averaged weights, plain narration.
 
-All of them run at validation checks, where Lightning has swapped the averaged weights in.
+Previews and exports run at the end of a validation check, while Lightning has the averaged weights swapped in: it swaps
+them back in the same hook, so both stand before the averaging in the trainer's list of callbacks.
 """
 
 from __future__ import annotations
@@ -62,10 +63,10 @@ class Export(lightning.Callback):
         checkpoint.save(self.folder, weights, model_config(self.config),
                         card(self.config, trainer.global_step, module.minutes, losses))
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._write(trainer, pl_module)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._write(trainer, pl_module)
 
 

@@ -59,10 +59,10 @@ def train(cache: Cache, out: str | Path, resume: bool = False, progress: Progres
         num_sanity_val_steps=0, limit_val_batches=int(settings.get("valid_batches", 8)),
         log_every_n_steps=int(settings["log_every"]), logger=_loggers(config, folder),
         callbacks=[
-            EMAWeightAveraging(decay=float(settings["ema"]), use_buffers=False),
             ModelCheckpoint(folder, filename=LAST.removesuffix(".ckpt"), enable_version_counter=False,
                             every_n_train_steps=int(settings["check_every"]), save_on_train_epoch_end=True),
-            Preview(cache, config), Export(config, folder / "checkpoint"), Narrate(settings, progress),
+            Preview(cache, config), Export(config, folder / "checkpoint"),
+            EMAWeightAveraging(decay=float(settings["ema"]), use_buffers=False), Narrate(settings, progress),
         ],
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, use_distributed_sampler=False)
     handler = signal.getsignal(signal.SIGINT)

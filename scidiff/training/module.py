@@ -63,7 +63,7 @@ class Training(lightning.LightningModule):
         rate = self.learning_rate()
         for group in self.optimizers().optimizer.param_groups:  # type: ignore[union-attr]
             group["lr"] = rate
-        run = Run(self._seed, training=True)
+        run = Run(self._seed)
         run.step = self.global_step
         loss, metrics = self._objective.loss(self.denoiser, batch, run)
         self.log_dict({f"train/{k}": v for k, v in metrics.items()}, batch_size=batch[1].batch)
@@ -72,7 +72,7 @@ class Training(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, index: int) -> None:
         # The same noise at every check: the curve shows the model, not the draw.
-        run = Run(self._seed + 1, training=True)
+        run = Run(self._seed + 1)
         run.step = index
         _, metrics = self._objective.loss(self.denoiser, batch, run)
         self.log_dict({f"valid/{k}": v for k, v in metrics.items()}, batch_size=batch[1].batch)
@@ -80,7 +80,8 @@ class Training(lightning.LightningModule):
     def train_dataloader(self) -> torch.utils.data.DataLoader:
         s = self._settings
         data = TrainingBatches(self._cache.train, int(s["batch"]), self._seed, self.global_step, int(s["max_steps"]),
-                               fixed=bool(s.get("compile")))
+                               fixed=bool(s.get("compile")), rank=self.trainer.global_rank,
+                               ranks=self.trainer.world_size)
         return torch.utils.data.DataLoader(data, batch_size=None, num_workers=int(s.get("workers", 0)))
 
     def val_dataloader(self) -> torch.utils.data.DataLoader:

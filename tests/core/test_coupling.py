@@ -56,6 +56,14 @@ def test_exact_means_the_best_of_all_permutations():
     assert abs(float(cost[torch.arange(5), p].sum()) - best) < 1e-4
 
 
+def test_immiscible_costs_are_distances_in_half_precision_on_demand():
+    x0, x1 = batch(6, (2,), 3)
+    distance = (x0[:, None] - x1[None]).norm(dim=-1)
+    torch.testing.assert_close(Immiscible().cost(x0, x1), distance, rtol=1e-5, atol=1e-5)
+    half = Immiscible(half=True).cost(x0, x1)
+    assert half.dtype == torch.float16 and torch.allclose(half.float(), distance, rtol=1e-3)
+
+
 def test_infinite_penalty_never_mixes_classes():
     x0, x1 = batch(30)
     label = torch.arange(30) % 3

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scidiff.core.denoiser import NetworkDenoiser
+from scidiff.core.denoiser import ByComponent, NetworkDenoiser
 from scidiff.core.errors import ScidiffError
-from scidiff.core.path import EDM, VP, LevelPath, Linear, UniformPath
+from scidiff.core.path import EDM, VP, Bridge, LevelPath, Linear, MeanReverting, UniformPath
 from scidiff.core.run import Run
 from scidiff.core.sampler import Sampler
 from scidiff.core.solvers.exponential import Exponential
@@ -68,6 +68,69 @@ def test_preconditioned_input_has_unit_variance_and_zero_network_is_the_linear_e
     assert float(spy.inputs[0]["x"].std()) == pytest.approx(1.0, abs=0.02)
     sigma = path.coefficients(t).sigma
     torch.testing.assert_close(pred.data, z * sd**2 / (sd**2 + sigma**2))
+
+
+def test_preconditioning_of_a_centred_path_is_that_of_the_path_about_its_centre() -> None:
+    path = MeanReverting(stationary=0.3)
+    spec = StateSpec({"x": Component(Euclidean(), path, (5,))})
+    y = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+    clean = []
+    for mu in (torch.zeros(2, 5), torch.full((2, 5), 7.0)):
+        spy = Spy({"x": (5,)})
+        denoiser = NetworkDenoiser(spec, spy, kinds={"x": "preconditioned"}, data_std=0.5)
+        k = path.coefficients(0.5)
+        clean.append(denoiser({"x": y + k.c * mu}, 0.5, Context.of(2, centre={"x": mu}))["x"].data)
+        torch.testing.assert_close(spy.inputs[0]["x"], y / (k.alpha**2 * 0.25 + k.sigma**2) ** 0.5)
+    torch.testing.assert_close(clean[0], clean[1])
+
+
+def test_a_clock_of_lambda_leaves_paths_without_one_on_t() -> None:
+    spec = StateSpec({"x": Component(Euclidean(), VP(), (2,)), "b": Component(Euclidean(), Bridge(), (2,)),
+                      "k": Component(Categorical(3), UniformPath(), (4,))})
+    spy = Spy({"x": (2,), "b": (2,), "k": (4, 3)})
+    state = {"x": torch.zeros(1, 2), "b": torch.zeros(1, 2), "k": torch.zeros(1, 4, dtype=torch.int64)}
+    NetworkDenoiser(spec, spy, {"b": "velocity"}, clock="lambda", separate_times=True)(state, 0.4, Context.of(1))
+    torch.testing.assert_close(spy.times[0], torch.tensor([[VP().coefficients(0.4).lam, 0.4, 0.4]]))
+
+
+def test_separate_denoisers_answer_for_their_own_components_and_see_the_whole_state() -> None:
+    """The system of GDSS: one network for the nodes, one for the edges, both reading both."""
+    spec = StateSpec({n: Component(Euclidean(), VP(), (2,)) for n in ("a", "b")})
+
+    class Sum(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, features: dict[str, Tensor], t: Tensor, ctx: Context,
+                    previous: dict[str, Tensor] | None) -> dict[str, Tensor]:
+            both = self.factor * (features["a"] + features["b"])
+            return {"a": both, "b": -both}
+
+    joined = ByComponent({"a": NetworkDenoiser(spec, Sum(2.0)), "b": NetworkDenoiser(spec, Sum(3.0))})
+    state = {"a": torch.randn(3, 2), "b": torch.randn(3, 2)}
+    preds = joined(state, 0.5, Context.of(3))
+    torch.testing.assert_close(preds["a"].value, 2.0 * (state["a"] + state["b"]))
+    torch.testing.assert_close(preds["b"].value, -3.0 * (state["a"] + state["b"]))
+    assert Sampler(spec, joined, Fixed(Exponential(), 4)).run(Context.of(3), 0).nfe == 4
+
+
+def test_each_step_sees_the_clean_estimate_of_the_step_before() -> None:
+    spec, fed, told = mixed(), [], []
+
+    class Net(nn.Module):
+        def forward(self, features: dict[str, Tensor], t: Tensor, ctx: Context,
+                    previous: dict[str, Tensor] | None) -> dict[str, Tensor]:
+            fed.append(previous)
+            return {"x": 0.5 * features["x"], "k": 2.0 * features["k"] + t[0]}
+
+    denoiser = NetworkDenoiser(spec, Net(), self_conditioning=True)
+    Sampler(spec, denoiser, Fixed(Exponential(), 4, methods={"k": Mixture()})).run(
+        Context.of(3), 0, on_step=lambda loop: told.append({n: p.data if n == "x" else p.probs
+                                                            for n, p in loop.bound().items()}))
+    assert fed[0] is None and len(fed) == 4
+    for before, seen in zip(told, fed[1:], strict=False):
+        assert all(torch.equal(before[n], seen[n]) for n in spec)
 
 
 def test_a_single_level_is_plain_regression_on_zeros() -> None:

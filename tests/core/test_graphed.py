@@ -7,7 +7,7 @@ import torch
 
 from scidiff.core.analytic import AnalyticMixture, ring8
 from scidiff.core.errors import UsageError
-from scidiff.core.graphed import GraphedLoop, tensors
+from scidiff.core.graphed import GraphedLoop, detached, tensors
 from scidiff.core.path import VP
 from scidiff.core.sampler import Sampler
 from scidiff.core.solvers.adaptive import Adaptive
@@ -38,6 +38,22 @@ def test_replays_equal_the_plain_loop(method):
         ctx = Context(torch.arange(first, first + 64, device="cuda"))
         a, b = plain.run(ctx, seed), graphed.run(ctx, seed)
         assert torch.allclose(a.state["x"], b.state["x"], rtol=1e-4, atol=1e-5) and a.nfe == b.nfe
+
+
+def test_predictions_of_a_replay_are_its_own():
+    """The static buffers are written again by the next chunk, and a conversion must not be remembered beyond it."""
+    one, ctx = sampler(Fixed(Ancestral(), 4)), Context.of(3)
+    with torch.inference_mode():
+        loop = one._begin(ctx, 0, None, 1.0, None)
+        one._loop(loop, None)
+    first = detached(loop, ctx)["x"]
+    noise, data = first.noise.clone(), first.data.clone()
+    with torch.inference_mode():
+        loop.predictions["x"].value.fill_(7.0)
+        loop.seen["x"].fill_(7.0)
+    second = detached(loop, ctx)["x"]
+    assert torch.equal(first.noise, noise) and torch.equal(first.data, data)
+    assert not torch.allclose(second.data, data) and float(second.noise.max()) == 7.0
 
 
 def test_what_cannot_be_captured_is_refused():

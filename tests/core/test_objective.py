@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from scidiff.core.coupling import ExactOT
@@ -36,6 +38,7 @@ from scidiff.core.path import (
 from scidiff.core.run import Run
 from scidiff.core.space import Categorical, Euclidean, Symmetric
 from scidiff.core.spec import Component, Context, StateSpec
+from scidiff.store.targets import build
 
 F64 = torch.float64
 MEAN, STD = 0.5, 0.7
@@ -103,6 +106,9 @@ def test_losses_are_data_errors_with_a_weight(path):
             weighted = replace(path, weight=weight)
             got = weighted.loss(Prediction(kind, value, weighted, noised.z, t, site), x0, noised, t, site)
             assert torch.allclose(got, error * factor, rtol=1e-6), (kind, weight)
+            for i, when in enumerate(t.tolist()):
+                each = torch.as_tensor(weighted.loss_factor(kind, t), dtype=F64).expand(n)[i]
+                assert weighted.loss_factor(kind, when) == pytest.approx(float(each), rel=1e-9)
 
 
 def test_loss_counts_each_pair_once_and_no_padding():
@@ -147,6 +153,7 @@ def test_mode_and_edm_times():
     t = ModeTime(1.29)(u)
     assert float(t[0]) == pytest.approx(1.0) and float(t[-1]) == pytest.approx(0.0, abs=1e-12)
     assert bool((t.diff() < 0).all())
+    assert float(ModeTime(1.29)(torch.tensor(0.25))) == pytest.approx(0.75 - 1.29 * ((1 + 0.5**0.5) / 2 - 0.75))
     histogram = torch.histc(t, 10, 0, 1)
     assert int(histogram[4] + histogram[5]) > 1.2 * int(histogram[0] + histogram[9])
     sigma = LogNormalSigmaTime()(torch.tensor([0.5, 0.8413447460685429], dtype=F64)) * 80
@@ -255,3 +262,54 @@ def test_interrupted_training_repeats():
     runs[0].step = 12
     a, b = (StandardObjective(spec).loss(Exact(spec, {"x": x0 + 1}), ({"x": x0}, ctx), r)[0] for r in runs)
     assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_conditions_are_hidden_and_estimates_fed_back_as_often_as_asked(share):
+    spec = StateSpec({"x": Component(Euclidean(), VP(), (2,))})
+    hidden, fed = [], []
+
+    class Net(nn.Module):
+        def forward(self, features, time, ctx, previous):
+            if previous is not None:
+                assert torch.equal(previous["x"], torch.full_like(previous["x"], previous["x"][0, 0].item()))
+            fed.append(previous is not None)
+            hidden.append(~ctx.cond["y"][1])
+            return {"x": torch.ones_like(features["x"])}
+
+    denoiser = NetworkDenoiser(spec, Net(), kinds={"x": "data"}, self_conditioning=True)
+    objective = StandardObjective(spec, drop_condition=share, self_condition=share)
+    ctx = Context.of(32, cond={"y": (torch.zeros(32), torch.ones(32, dtype=torch.bool))})
+    run, steps = Run(2), 300
+    for step in range(steps):
+        run.step = step
+        objective.loss(denoiser, ({"x": torch.zeros(32, 2)}, ctx), run)
+        assert not run.memory and bool(ctx.cond["y"][1].all())
+    assert len(fed) == steps + sum(fed)
+    assert abs(sum(fed) / steps - share) < 4.5 * (share * (1 - share) / steps) ** 0.5 + 1e-9
+    seen = float(torch.stack(hidden).double().mean())
+    assert abs(seen - share) < 4.5 * (share * (1 - share) / (32 * steps)) ** 0.5 + 1e-9
+
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "objective").glob("*.yaml")), ids=lambda f: f.stem)
+def test_an_objective_config_trains(file):
+    path = EDM() if file.stem == "edm" else Linear()
+    spec = StateSpec({"x": Component(Euclidean(), path, (2,))})
+    objective = build(yaml.safe_load(file.read_text()), spec=spec)
+    x0 = torch.randn(16, 2)
+    loss, metrics = objective.loss(Exact(spec, {"x": x0 + 1}), ({"x": x0}, Context.of(16)), Run(0))
+    assert float(loss) > 0 and set(metrics) == {"loss", "x"}
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "process").glob("*.yaml")), ids=lambda f: f.stem)
+def test_a_process_config_corrupts(file):
+    config = yaml.safe_load(file.read_text())["components"]["default"]
+    path = build({k: 0.5 if k == "data_std" else v for k, v in config.items()}).fit([2, 1, 1])
+    space = Categorical(3) if "categorical" in config["_target_"] else Euclidean()
+    spec = StateSpec({"x": Component(space, path, (4,))})
+    x0 = torch.ones(8, 4, dtype=torch.int64 if space.categorical else torch.float32)
+    z = StandardObjective(spec).corrupt({"x": x0}, torch.full((8,), 0.5), Context.of(8), Run(0))["x"].z
+    assert z.shape == x0.shape and z.dtype == x0.dtype and not torch.equal(z, x0)

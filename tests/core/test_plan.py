@@ -9,7 +9,7 @@ import torch
 
 from scidiff.core.analytic import AnalyticMixture, ring8
 from scidiff.core.errors import ScidiffError
-from scidiff.core.path import VP, UniformPath
+from scidiff.core.path import EDM, VP, UniformPath
 from scidiff.core.plan import Row, SolverPlan, Stage
 from scidiff.core.sampler import Sampler
 from scidiff.core.solvers.ancestral import Ancestral
@@ -136,6 +136,13 @@ def test_given_grids_must_fit():
     for times in ((1.0, 0.5), (1.0, 0.1, 0.5)):
         with pytest.raises(ScidiffError, match="decreasing"):
             GivenGrid(times)(VP(), 2, 1.0, 0.1)
+
+
+def test_the_grid_of_karras_is_the_published_one():
+    path, n = EDM(), 18
+    times = KarrasGrid()(path, n - 1, 1.0, path.t_min)
+    high, low = 80.0 ** (1 / 7), 0.002 ** (1 / 7)
+    assert [80.0 * t for t in times] == pytest.approx([(high + i / (n - 1) * (low - high)) ** 7 for i in range(n)])
 
 
 def test_uniform_lambda_is_uniform():

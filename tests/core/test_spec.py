@@ -80,6 +80,19 @@ def test_context_take_and_double():
 
 def test_time_buffer_is_reused():
     ctx = Context.of(4)
-    a = ctx.time(0.25)
-    assert ctx.time(0.5) is a and a.tolist() == [0.5] * 4
+    with torch.inference_mode():
+        a = ctx.time(0.25)
+    with torch.no_grad():
+        assert ctx.time(0.5) is a and a.tolist() == [0.5] * 4
     assert ctx.time(torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)).dtype == torch.float32
+
+
+def test_what_a_context_keeps_from_sampling_serves_gradients_too():
+    ctx = Context.of(2, sizes=torch.tensor([1, 2]))
+    weight = torch.ones((), requires_grad=True)
+    with torch.inference_mode():
+        ctx.time(0.1), ctx.mask(("N",))
+    loss = (weight * ctx.time(0.25)).sum() + (weight * ctx.time(0.5)).sum()
+    loss = loss + torch.where(ctx.mask(("N",)), weight, 0.0).sum()
+    loss.backward()
+    assert float(weight.grad) == 2 * 0.25 + 2 * 0.5 + 3

@@ -112,6 +112,28 @@ def test_export_holds_the_average_of_the_weights(tmp_path: Path) -> None:
     assert gap <= 2 * SETTINGS["lr"] / SETTINGS["warmup"] + 1e-6 < move
 
 
+def test_a_check_exports_the_average_too(tmp_path: Path) -> None:
+    """Lightning swaps the averaged weights in for a check; what is written there must not be the last step's."""
+    def stop(step: int, total: int, figures: dict[str, float]) -> None:
+        if step == 8:
+            raise KeyboardInterrupt
+
+    for ema in (0.0, 1.0):
+        with pytest.raises(KeyboardInterrupt):
+            train(cache(ema=ema), tmp_path / str(ema), progress=stop)
+    last, first = weights(tmp_path / "0.0"), weights(tmp_path / "1.0")
+    assert any(not torch.equal(first[k], last[k]) for k in first)
+    assert "loss" in (tmp_path / "1.0" / "checkpoint" / "card.md").read_text()
+
+
+def test_several_devices_share_the_batches() -> None:
+    data = graphs(40)
+    both = [[c.ids for _, c in TrainingBatches(data, 8, 1, 0, 5, rank=r, ranks=2)] for r in (0, 1)]
+    alone = [c.ids for _, c in TrainingBatches(data, 8, 1, 0, 10)]
+    dealt = [ids for pair in zip(*both, strict=True) for ids in pair]
+    assert all(torch.equal(a, b) for a, b in zip(dealt, alone, strict=True))
+
+
 def test_learning_rate_law(tmp_path: Path) -> None:
     train(cache(), tmp_path)
     lines = (tmp_path / "log" / "metrics.csv").read_text().splitlines()

@@ -55,7 +55,7 @@ class ClassifierFree(Denoiser):
         self.spec = known if isinstance(known, StateSpec) else None
         if clock == "lambda" and self._lead() is None:
             raise UsageError("Guidance on the clock 'lambda' needs a state with a Gaussian component.", "Use clock=t.")
-        self._pair: tuple[Context, Any, Context] | None = None
+        self._pair: tuple[Context, Any, Run | None, Context] | None = None
 
     def _lead(self) -> str | None:
         """The component whose lambda stands for those that have none."""
@@ -78,18 +78,22 @@ class ClassifierFree(Denoiser):
             if run is not None:
                 run.memory.pop(ABSENT, None)
             return self.denoiser(state, t, ctx, run)
-        both = self._doubled(ctx)
+        both = self._doubled(ctx, run)
         self._recall(run)
         twice = {n: torch.cat([x, x]) for n, x in state.items()}
         preds = self.denoiser(twice, _twice(t), both, run)
         self._store(run, ctx.batch)
         return {n: self._mixed(p, strength[n], state[n], time_of(t, n), ctx, n) for n, p in preds.items()}
 
-    def _doubled(self, ctx: Context) -> Context:
-        """The doubled context, made once for a context (its masks are kept with it)."""
-        if self._pair is None or self._pair[0] is not ctx or self._pair[1] is not ctx.cond:
-            self._pair = (ctx, ctx.cond, ctx.doubled())
-        return self._pair[2]
+    def _doubled(self, ctx: Context, run: Run | None) -> Context:
+        """The doubled context, made once a run (its masks are kept with it).
+
+        Not once a context: its buffers may be filled anew between two runs, as those of a captured graph are.
+        """
+        pair = self._pair
+        if run is None or pair is None or pair[0] is not ctx or pair[1] is not ctx.cond or pair[2] is not run:
+            pair = self._pair = (ctx, ctx.cond, run, ctx.doubled())
+        return pair[3]
 
     def _recall(self, run: Run | None) -> None:
         """Puts the past estimates of both halves where the denoiser looks for them."""
@@ -108,8 +112,11 @@ class ClassifierFree(Denoiser):
     def _mixed(self, pred: Prediction, w: Any, z: Tensor, t: Time, ctx: Context, name: str) -> Prediction:
         conditional, free = pred.value.chunk(2)
         w = spread(w, conditional) if isinstance(w, Tensor) else w
-        value = free + w * (conditional - free)
         site = None if pred.site is None else ctx.at(name, pred.site.component)
+        if site is not None and site.space.wraps and pred.kind == "data":  # points of a torus, not vectors
+            value = site.space.retract(free, w * site.space.log(free, conditional), site.mask)
+        else:
+            value = free + w * (conditional - free)
         out = Prediction(pred.kind, value, None if site is None else pred.path, z, t, site)
         if self.rescale == 0.0 or pred.kind == "logits":
             return out

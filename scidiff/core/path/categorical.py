@@ -9,7 +9,8 @@ by inverse CDF in float64, because float32 uniforms truncate rare events.
 Kernels for a step t -> s < t, with p = softmax(logits) the predicted law of x0 and c the current class:
   posterior  Bayes: x_s ~ sum_{x0} p(x0) p(x_s | x_t = c, x0) (Austin et al. 2021, arXiv 2107.03006)
   jump       mixture velocity: P_j = a p_j + (1 - a) delta(j, c), a = 1 - m_s/m_t (raised by re-noising), then a share
-             `row.c` of the entries is redrawn from q. No division by a small probability.
+             `row.c` of the entries is redrawn from q. No division by a small probability. `row.b`, where given, holds
+             the inverse temperature of p.
   rate       one draw x1 ~ p, then the closed-form rate towards j (Campbell et al. 2024, arXiv 2402.04997; Qin et al.
              2024, arXiv 2410.04263): relu(dp_j - dp_c)/(Z p_c) + eta p_j + omega [j = x1 != c]/(Z p_c)
   unmask     first hitting: one masked entry, chosen uniformly, takes a draw (Zheng et al. 2024, arXiv 2409.02908)
@@ -145,7 +146,8 @@ class CategoricalPath(Path):
         if row.kernel == "posterior":
             return self.posterior(base, pred, row.t, row.s, ctx, noise, row.tag)
         if row.kernel == "jump":
-            x = self._mixture(base, pred.probs, row.a, noise.uniform(row.tag))
+            probs = torch.softmax(pred.logits * row.b[0], -1) if row.b else pred.probs
+            x = self._mixture(base, probs, row.a, noise.uniform(row.tag))
             return self._clean(self._redraw(x, row.c, ctx, noise, row.tag + "/redraw"), ctx)
         if row.kernel == "rate":
             return self._rate(base, pred, row, ctx, noise)

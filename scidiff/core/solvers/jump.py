@@ -4,6 +4,9 @@ With m(t) the share of entries that follow the source law, a step t -> s leaves 
 Re-noising of strength eta: after the jump a share r = min(1/2, eta (t - s) m(s), m(s)) of the entries is redrawn from
 the source law. The jump itself must then reach a smaller mass, m' = (m(s) - r)/(1 - r), so that m(s) is exactly what is
 left: a = 1 - m'/m(t). Raising a by eta (t - s) instead overshoots by terms of the order of the step.
+
+At a finite number of steps, entries that jump together are drawn independently, and the chain drifts towards what is
+common. A `temperature` slightly above 1 (logits divided by it) undoes most of that: chosen on training data.
 """
 
 from __future__ import annotations
@@ -64,11 +67,18 @@ class Mixture(Chain):
     """Leave with probability a, then redraw from the prediction; the default for discrete flows."""
 
     eta: float = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature > 0 or self.eta < 0:
+            raise UsageError("The mixture solver needs a temperature above 0 and eta of at least 0.")
 
     def row(self, name: str, path: Any, t: float, s: float) -> Row:
         goal = path.mass(s)
         share = min(0.5, self.eta * (t - s) * goal, goal)
-        return Row(name, "jump", a=1 - (goal - share) / (1 - share) / path.mass(t), c=share, t=t, s=s)
+        sharpness = () if self.temperature == 1 else (1 / self.temperature,)
+        return Row(name, "jump", a=1 - (goal - share) / (1 - share) / path.mass(t), b=sharpness, c=share, t=t, s=s)
 
 
 @dataclass(frozen=True)

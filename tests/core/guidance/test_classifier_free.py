@@ -8,9 +8,9 @@ from scidiff.core.analytic import AnalyticMixture, GaussianMixture
 from scidiff.core.denoiser import MEMORY, Denoiser, NetworkDenoiser
 from scidiff.core.errors import UsageError
 from scidiff.core.guidance import ClassifierFree
-from scidiff.core.path import VP, Linear, MarginalPath, Prediction, UniformPath
+from scidiff.core.path import VP, Linear, MarginalPath, Prediction, UniformPath, WrappedPath
 from scidiff.core.run import Run
-from scidiff.core.space import Categorical, Euclidean
+from scidiff.core.space import Categorical, Euclidean, Torus
 from scidiff.core.spec import Component, Context, StateSpec
 
 MIX = GaussianMixture([[-1.0, 0.5], [1.2, -0.3], [0.2, 1.0]], [0.3, 0.2, 0.5], [0.5, 0.3, 0.2])
@@ -118,6 +118,30 @@ def test_weight_one_and_times_outside_the_interval_are_one_plain_call():
     guided(state, 0.2, ctx, run)
     guided(state, {"x": 0.3, "k": 0.9}, ctx, run)
     assert counted.sizes[4:] == [12, 12]
+
+
+def test_a_context_may_be_filled_anew_between_two_runs():
+    """A captured loop copies the next chunk's conditions into the same buffers."""
+    guided, state, ctx = ClassifierFree(joint(False), 2.0), start(), labelled()
+    before = guided(state, 0.5, ctx, Run(0))["x"].value
+    ctx.cond["label"][0].copy_(1 - ctx.cond["label"][0])
+    after = guided(state, 0.5, ctx, Run(0))["x"].value
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, ClassifierFree(joint(False), 2.0)(state, 0.5, ctx)["x"].value)
+
+
+def test_points_of_a_torus_are_mixed_the_short_way_round():
+    class Points(Denoiser):
+        def __init__(self):
+            super().__init__()
+            self.spec = StateSpec({"x": Component(Torus(), WrappedPath(), (1,))})
+
+        def forward(self, state, t, ctx, run=None):
+            value = torch.where(ctx.cond["label"][1], 0.02, 0.98).view(-1, 1)
+            return {"x": self.spec["x"].path.read(value, state["x"], t, ctx.at("x", self.spec["x"]), "data")}
+
+    got = ClassifierFree(Points(), 2.0)({"x": torch.zeros(6, 1)}, 0.5, labelled())["x"].data
+    torch.testing.assert_close(got, torch.full((6, 1), 0.06))
 
 
 def test_no_condition_is_one_call():

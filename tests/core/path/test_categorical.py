@@ -176,6 +176,25 @@ def test_kernels_keep_the_marginal_midway(path, kernel, eta):
     assert total_variation(run_kernel(path, kernel, 40, eta=eta, t_end=0.4), law) < 0.025
 
 
+def test_the_closed_form_rate_with_balanced_jumps_and_pull():
+    """P(c -> j) = h (relu(dp_j - dp_c) / (Z p_c) + eta p_j + omega [j = x1] / (Z p_c)) for a certain x1 != c."""
+    path, n, t, h, eta, omega = UniformPath(schedule="cosine"), 200000, 0.6, 0.05, 0.7, 0.4
+    site = sites(path, n, 1)
+    here, x1 = 0, 2
+    z = torch.full((n, 1), here)
+    logits = torch.where(torch.arange(3) == x1, 0.0, -80.0).expand(n, 1, 3)
+    row = Row("c", "rate", a=h, b=(eta, omega), t=t, s=t - h)
+    out = path.apply(row, z, Prediction("logits", logits, path, z, t, site), site, Run(0).handle(site, F64))
+    got = torch.bincount(out.flatten(), minlength=3).to(F64) / n
+    m, dm = path.mass(t), path.mass_rate(t)
+    p = [m / 3, m / 3, 1 - m + m / 3]
+    slope = [-dm / 3, -dm / 3, dm * (1 - 1 / 3)]
+    rate = [max(slope[j] - slope[here], 0) / (3 * p[here]) + eta * p[j] + omega * (j == x1) / (3 * p[here])
+            for j in range(3)]
+    expected = torch.tensor([1 - h * (rate[1] + rate[2]), h * rate[1], h * rate[2]], dtype=F64)
+    assert float((got - expected).abs().max()) < 4.5 * (float(expected[2]) / n) ** 0.5
+
+
 @pytest.mark.parametrize("path", PATHS[:2], ids=name)
 def test_step_probabilities_converge_to_each_other(path):
     """One step of size h from one state: mixture velocity, closed-form rate and Bayes differ by O(h) of the move.
@@ -281,9 +300,10 @@ def test_pairs_stay_symmetric_and_padding_zero():
         assert int(x.diagonal(dim1=1, dim2=2).sum()) == 0
 
 
-def test_loss_and_elbo():
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_loss_and_elbo(schedule):
     """The truth's logits cost nothing; the weighted loss of a perfect model of independent sites averages to -log p."""
-    path = AbsorbingPath(weighted=True)
+    path = AbsorbingPath(schedule, weighted=True)
     n, length = 40000, 3
     site = sites(path, n, length)
     noise = Run(2).handle(site, F64)

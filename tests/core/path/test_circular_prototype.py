@@ -251,7 +251,7 @@ def test_it_trains_and_is_stored_as_json():
     ctx = Context.of(6, sizes=torch.tensor([3, 4, 2, 4, 1, 4]))
     x0 = torch.rand(6, 4, 3) * TURN
     denoiser = NetworkDenoiser(layout, Net())
-    loss, metrics = StandardObjective(layout).loss(denoiser, ({"f": x0}, ctx), Run(0, training=True))
+    loss, metrics = StandardObjective(layout).loss(denoiser, ({"f": x0}, ctx), Run(0))
     loss.backward()
     assert math.isfinite(float(metrics["f"])) and denoiser.backbone.layer.weight.grad.abs().sum() > 0
     exact = path.loss(Prediction("data", x0), x0, Corrupted(x0), 0.5, ctx.at("f", layout["f"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from scidiff.core.denoiser import Denoiser
 from scidiff.core.errors import UsageError
 from scidiff.core.path import AbsorbingPath, Prediction, UniformPath
+from scidiff.core.run import Run
 from scidiff.core.sampler import Sampler
 from scidiff.core.solvers.first_hitting import FirstHitting, time_of_mass
 from scidiff.core.solvers.fixed import Fixed
@@ -166,3 +168,21 @@ def test_renoising_leaves_exactly_the_mass_of_the_path(eta: float, schedule: str
             jumped = path.mass(t) * (1 - row.a)
             assert jumped + (1 - jumped) * row.c == pytest.approx(path.mass(s), abs=1e-14)
             assert 0 <= row.a <= 1 and 0 <= row.c <= 0.5
+
+
+def test_temperature_flattens_what_the_jump_draws() -> None:
+    """One full jump (a = 1) from logits (0, log 3): p(1) = 3^(1/T) / (1 + 3^(1/T))."""
+    path, count, temperature = UniformPath(), 40000, 2.0
+    spec = StateSpec({"k": Component(Categorical(2), path, (count,))})
+    ctx = Context.of(1)
+    site = ctx.at("k", spec["k"])
+    row = Mixture(temperature=temperature, last="sample").row("k", path, 0.5, 0.25)
+    z = torch.zeros(1, count, dtype=torch.int64)
+    logits = torch.tensor([0.0, math.log(3.0)]).expand(1, count, 2)
+    drawn = path.apply(replace(row, a=1.0), z, Prediction("logits", logits, path, z, 0.5, site), site,
+                       Run(0).handle(site))
+    share = 3.0 ** (1 / temperature)
+    expected = share / (1 + share)
+    assert abs(float(drawn.double().mean()) - expected) < 4 * math.sqrt(expected * (1 - expected) / count)
+    with pytest.raises(UsageError, match="temperature"):
+        Mixture(temperature=0.0)

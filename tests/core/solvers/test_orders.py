@@ -230,3 +230,17 @@ def test_moments_are_those_integrals():
 def test_wrong_settings_are_refused(make):
     with pytest.raises(UsageError):
         make()
+
+
+def test_reach_and_final_order_bound_the_predictions_of_a_step():
+    """A step looks back at predictions within `reach` in lambda, and the last one at no more than `final_order`."""
+    path = VP()
+    spec = StateSpec({"x": Component(Euclidean(), path, (1,))})
+    for steps, reach in ((4, 1.5), (10, 1.5), (10, 3.1), (40, 1.5)):
+        stages = Fixed(Exponential(order=4, corrector=0, reach=reach, final_order=1), steps).plan(spec).stages
+        lams = [path.coefficients(stage.t).lam for stage in stages]
+        for i, stage in enumerate(stages[:-1]):
+            near = sum(lams[i] - lam <= reach for lam in lams[max(0, i - 3):i + 1])
+            assert len(stage.rows[0].b) == near
+        assert len(stages[-1].rows[0].b) == 1
+    assert len(Fixed(Exponential(corrector=0), 40).plan(spec).stages[-1].rows[0].b) == 4

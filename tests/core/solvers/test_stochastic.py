@@ -10,7 +10,7 @@ import torch
 from scidiff.core.analytic import AnalyticMixture, GaussianMixture
 from scidiff.core.denoiser import Denoiser
 from scidiff.core.errors import ScidiffError, UsageError
-from scidiff.core.path import VE, VP
+from scidiff.core.path import EDM, VE, VP
 from scidiff.core.path.bridge import Bridge
 from scidiff.core.sampler import Sampler
 from scidiff.core.solvers.ancestral import Ancestral
@@ -143,6 +143,21 @@ def test_predictor_corrector_marginals():
     exact = k.alpha**2 * Q * Q + k.sigma**2
     gap, gap_without = (abs(float(r.state["x"].square().mean()) / exact - 1.0) for r in (result, without))
     assert gap < 0.06 and gap < gap_without
+
+
+def test_churn_raises_the_noise_as_published():
+    """rho grows by min(churn / N, sqrt(2) - 1), and the fresh noise by churn_noise."""
+    path = EDM()
+    spec = gaussian(dim=2).spec()
+    spec = StateSpec({"x": Component(spec["x"].space, path, (2,))})
+    for churn, steps, gamma in ((4.0, 20, 0.2), (1000.0, 20, math.sqrt(2.0) - 1.0)):
+        plan = Fixed(Heun(churn=churn, churn_noise=1.5), steps).plan(spec)
+        rows = [row for stage in plan.stages for row in stage.rows if row.tag == "churn"]
+        assert len(rows) >= steps - 4
+        for row in rows:
+            low, high = path.coefficients(row.t).rho, path.coefficients(row.s).rho
+            assert high / low == pytest.approx(1.0 + gamma)
+            assert row.c == pytest.approx(1.5 * math.sqrt(high**2 - low**2))
 
 
 def test_churn_keeps_the_marginal():
