@@ -6,7 +6,7 @@ the source law. The jump itself must then reach a smaller mass, m' = (m(s) - r)/
 left: a = 1 - m'/m(t). Raising a by eta (t - s) instead overshoots by terms of the order of the step.
 
 At a finite number of steps, entries that jump together are drawn independently, and the chain drifts towards what is
-common. A `temperature` slightly above 1 (logits divided by it) undoes most of that: chosen on training data.
+common. A `temperature` slightly above 1 (logits divided by it) works against that; choose it on training data.
 """
 
 from __future__ import annotations
