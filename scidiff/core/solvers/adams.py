@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from scidiff.core.errors import UsageError
 from scidiff.core.plan import Row
-from scidiff.core.solvers.fixed import Part, clean_row, ends, gaussian
+from scidiff.core.solvers.fixed import Part, closing, ends, gaussian, integrated
 from scidiff.core.solvers.grid import Grid, LambdaGrid
 from scidiff.core.solvers.moments import polynomial_moments, weights
 
@@ -43,10 +43,7 @@ class Adams:
         if path.levels is not None:
             raise UsageError("An Adams solver cannot start from pure noise at a level.", "Use solver=posterior.")
         out: list[list[Part]] = []
-        for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
-            if i == len(times) - 2 and self.last == "data":
-                out.append([Part(t, (clean_row(name, t, s),))])
-                break
+        for i, (t, s) in enumerate(integrated(times, self.last)):
             now, then = path.coefficients(t), path.coefficients(s)
             a, width = then.alpha / now.alpha, then.rho - now.rho
             past = [path.coefficients(v).rho for v in times[max(0, i - self.order + 1):i + 1]][::-1]
@@ -54,4 +51,4 @@ class Adams:
             row = Row(name, "affine", "noise", a=a, b=tuple(then.alpha * width * w for w in b), on=tuple(range(len(b))),
                       m=then.c - a * now.c, t=t, s=s)
             out.append([Part(t, (row,))])
-        return out
+        return [*out, *closing(name, times, self.last)]

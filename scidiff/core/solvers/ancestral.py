@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from scidiff.core.errors import UsageError
 from scidiff.core.plan import Row
-from scidiff.core.solvers.fixed import Part, clean_row, ends, gaussian
+from scidiff.core.solvers.fixed import Part, closing, ends, gaussian, integrated
 from scidiff.core.solvers.grid import Grid, LambdaGrid
 
 if TYPE_CHECKING:
@@ -46,10 +46,7 @@ class Ancestral:
         path = gaussian(component, "An ancestral solver")
         noise = component.space.wraps or (self.form != "data" and component.path.levels is None)
         out: list[list[Part]] = []
-        for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
-            if i == len(times) - 2 and self.last == "data":
-                out.append([Part(t, (clean_row(name, t, s),))])
-                break
+        for t, s in integrated(times, self.last):
             now, then = path.coefficients(t), path.coefficients(s)
             fresh = self.eta * path.fresh_noise(t, s) if self.eta > 0.0 else 0.0
             keep = math.sqrt(max(then.sigma * then.sigma - fresh * fresh, 0.0))
@@ -60,4 +57,4 @@ class Ancestral:
             row = Row(name, "affine", "noise" if noise else "data", a=a, b=(b,), on=(0,), m=then.c - a * now.c, c=fresh,
                       t=t, s=s)
             out.append([Part(t, (row,))])
-        return out
+        return [*out, *closing(name, times, self.last)]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from scidiff.core.errors import UsageError
 from scidiff.core.path.gaussian import GaussianPath
 from scidiff.core.plan import Row
-from scidiff.core.solvers.fixed import Part, clean_row, ends
+from scidiff.core.solvers.fixed import Part, closing, ends, integrated
 from scidiff.core.solvers.grid import Grid, NaturalGrid
 from scidiff.core.solvers.runge_kutta import velocity_only
 
@@ -46,10 +46,7 @@ class EulerMaruyama:
     def parts(self, name: str, component: Component, times: Sequence[float]) -> list[list[Part]]:
         velocity_only(component, "The Euler-Maruyama solver")
         out: list[list[Part]] = []
-        for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
-            if i == len(times) - 2 and self.last == "data":
-                out.append([Part(t, (clean_row(name, t, s),))])
-                break
+        for t, s in integrated(times, self.last):
             step, w = t - s, self._diffusion(component.path, t)
             noise = math.sqrt(2.0 * w * step)
             if isinstance(component.path, GaussianPath) and not self.heun:
@@ -61,7 +58,7 @@ class EulerMaruyama:
                 stages.append(Part(s, self._two_rows(name, t, s, (-0.5 * step, 0.5 * step),
                                                      (0.5 * step * there, -0.5 * step * w), 0.0)))
             out.append(stages)
-        return out
+        return [*out, *closing(name, times, self.last)]
 
     def _diffusion(self, path: Any, t: float) -> float:
         k = path.coefficients(t)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 from scidiff.core.errors import ScidiffError, UsageError, nearest
@@ -63,6 +64,17 @@ def ends(last: str) -> None:
 def clean_row(name: str, t: float, s: float) -> Row:
     """The last step that returns the data prediction itself."""
     return Row(name, "affine", "data", a=0.0, b=(1.0,), on=(0,), t=t, s=s, keep=True)
+
+
+def integrated(times: Sequence[float], last: str) -> list[tuple[float, float]]:
+    """The steps (t, s) of a grid that are integrated: all of them, or all but the one that `closing` takes."""
+    steps = list(pairwise(times))
+    return steps[:-1] if last == "data" else steps
+
+
+def closing(name: str, times: Sequence[float], last: str) -> list[list[Part]]:
+    """The parts of the last step where it returns the data prediction; none where the grid is integrated to its end."""
+    return [[Part(times[-2], (clean_row(name, times[-2], times[-1]),))]] if last == "data" else []
 
 
 class Fixed:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from scidiff.core.errors import UsageError
 from scidiff.core.path.gaussian import GaussianPath
 from scidiff.core.plan import Row
-from scidiff.core.solvers.fixed import Part, clean_row, ends, gaussian
+from scidiff.core.solvers.fixed import Part, closing, ends, gaussian, integrated
 from scidiff.core.solvers.grid import Grid, LambdaGrid
 
 if TYPE_CHECKING:
@@ -47,10 +47,7 @@ class Heun:
             raise UsageError("A Heun solver needs times between the levels of a path.", "Use solver=posterior.")
         out: list[list[Part]] = []
         steps = len(times) - 1
-        for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
-            if i == steps - 1 and self.last == "data":
-                out.append([Part(t, (clean_row(name, t, s),))])
-                break
+        for t, s in integrated(times, self.last):
             high, stages = self._churned(path, name, t, steps)
             now, then = path.coefficients(high), path.coefficients(s)
             a, width = then.alpha / now.alpha, then.alpha * (then.rho - now.rho)
@@ -58,7 +55,7 @@ class Heun:
             first = Row(name, "affine", "noise", "start", a, (width,), (0,), m, t=high, s=s)
             second = Row(name, "affine", "noise", "start", a, (0.5 * width, 0.5 * width), (0, 1), m, t=high, s=s)
             out.append([*stages, Part(high, (first,)), Part(s, (second,))])
-        return out
+        return [*out, *closing(name, times, self.last)]
 
     def _churned(self, path: GaussianPath, name: str, t: float, steps: int) -> tuple[float, list[Part]]:
         """The time after churning, and the stage that goes there (without a row where nothing is churned)."""

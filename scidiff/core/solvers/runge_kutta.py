@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from scidiff.core.errors import UsageError, nearest
 from scidiff.core.plan import Row
-from scidiff.core.solvers.fixed import Part, clean_row, ends
+from scidiff.core.solvers.fixed import Part, closing, ends, integrated
 from scidiff.core.solvers.grid import Grid, NaturalGrid
 
 if TYPE_CHECKING:
@@ -85,12 +85,9 @@ class RungeKutta:
         velocity_only(component, "A Runge-Kutta solver")
         tableau = TABLEAUS[self.scheme]
         out: list[list[Part]] = []
-        for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
-            if i == len(times) - 2 and self.last == "data":
-                out.append([Part(t, (clean_row(name, t, s),))])
-                break
+        for t, s in integrated(times, self.last):
             width, stages = s - t, []
             for c, row in zip(tableau.c, [*tableau.a, tableau.b], strict=True):
                 stages.append(Part(t + c * width, (tangent_row(name, [width * v for v in row], t, s),)))
             out.append(stages)
-        return out
+        return [*out, *closing(name, times, self.last)]
