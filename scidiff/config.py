@@ -251,7 +251,7 @@ def _pick(source: Any, target: dict[str, Any], path: Sequence[str]) -> None:
 def _agree(settings: dict[str, Any], choices: dict[str, Any]) -> None:
     """Data and backbone say which domain they are made for; a node with a target loses that word afterwards."""
     name = (settings.get("domain") or {}).get("name")
-    for group in ("data", "backbone", "operator"):
+    for group in ("data", "backbone", "objective", "operator"):
         node = settings.get(group)
         if not isinstance(node, dict):
             continue

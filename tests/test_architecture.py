@@ -38,14 +38,16 @@ OWNERS = {
     "pymatgen": ("domains/crystal/",), "ase": ("domains/crystal/",), "spglib": ("domains/crystal/",),
     "smact": ("domains/crystal/",),
     "monai": ("domains/medical/",), "nibabel": ("domains/medical/",), "pydicom": ("domains/medical/",),
-    "xarray": ("domains/pde/",), "h5py": ("domains/pde/",), "zarr": ("domains/pde/",),
+    "xarray": ("domains/pde/",), "h5py": ("domains/pde/",), "h5netcdf": ("domains/pde/",), "zarr": ("domains/pde/",),
+    "pandas": (), "jax": (), "exponax": (),
     "e3nn": ("nn/",), "torch_geometric": ("nn/", "domains/graph/"),
     "jinja2": ("evaluation/",), "huggingface_hub": ("store/",), "pooch": ("store/",), "platformdirs": ("store/",),
     "diffusers": (), "azula": (), "k_diffusion": (), "deepinv": (), "flow_matching": (),
 }
 AT_MODULE_LEVEL = {"hydra": "config.py", "omegaconf": "config.py", "lightning": "training/", "typer": "cli/app.py",
                    "platformdirs": "store/"}
-LOOPS = ("core/sampler.py", "core/procedure/", "domains/pde/equations/", "domains/pde/rollout.py")
+LOOPS = ("core/sampler.py", "core/procedure/", "domains/pde/equations/", "domains/pde/rollout.py",
+         "domains/pde/objectives.py")
 FORBIDDEN = {"utils", "util", "common", "misc", "helpers", "helper", "base_model", "globals", "v2"}
 NETWORKS = {"denoiser", "network", "backbone", "model"}
 TIMES = re.compile(r"^(ts|t)$|time|step|grid|schedule|sigma")

@@ -158,39 +158,47 @@ def reconstruct(
 
 @app.command()
 def rollout(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[MODEL] [KEY=VALUE]...", show_default=False)] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[EQUATION|MODEL] [KEY=VALUE]...", show_default=False)
+    ] = None,
+    source: From = None,
     members: Annotated[int | None, typer.Option("-n", "--members", help="size of the ensemble (sampling.num)")] = None,
     steps: Annotated[int | None, typer.Option(help="time steps (sampling.length)")] = None,
-    init: Annotated[str | None, typer.Option(help="file with the first state (init)")] = None,
+    trajectories: Annotated[int | None, typer.Option(help="first states (sampling.trajectories)")] = None,
+    init: Annotated[str | None, typer.Option(help="file with first states (init)")] = None,
+    condition: Condition = None,
     seed: Seed = None,
     out: Out = None,
+    resume: Resume = None,
     device: Device = None,
+    batch: Batch = None,
     multirun: Many = False,
     dry_run: Dry = False,
     debug: Debug = False,
 ) -> None:
-    """Roll a model out in time, as an ensemble.
+    """Roll a model out in time, as an ensemble, beside the equation where it is known.
 
     Example: scidiff rollout ks --members 16 --steps 200
     """
     from scidiff.cli import overrides as o
-    from scidiff.cli.work import offered, work
+    from scidiff.cli.work import offered, resumed, rolled, work
 
     bare, settings = o.split_words(words)
-    domain = offered("rollout", settings)
-    if len(bare) > 1:
-        raise UsageError(f"'rollout' takes one model, not {', '.join(bare)}.")
     flags = {
-        "domain": domain,
-        "from": bare[0] if bare else None,
         "sampling.num": o.positive("--members", members),
         "sampling.length": o.positive("--steps", steps),
+        "sampling.trajectories": o.positive("--trajectories", trajectories),
         "init": init,
         "seed": seed,
-        "out": out,
-        "device": device,
+        "sampling.chunk": o.positive("--batch", batch),
     }
-    work("rollout", [*o.assign(flags), *settings], dry_run, multirun)
+    asked = [*o.conditions(condition), *o.assign(flags)]
+    if resume is not None:
+        more = [*bare, *asked, *settings, *(["--from"] if source else []), *(["--out"] if out else [])]
+        work("rollout", resumed("rollout", resume, more, device=device), dry_run)
+        return
+    about = {"domain": offered("rollout", settings), **rolled(bare, source), "out": out, "device": device}
+    work("rollout", [*o.assign(about), *asked, *settings], dry_run, multirun)
 
 
 @app.command()

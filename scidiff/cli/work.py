@@ -71,7 +71,8 @@ def resumed(
         raise UsageError("A resumed run stays in its folder.", "Leave out --out.")
     run = open_existing(folder, allow_finished=only is not None)
     settings = run.config
-    if ("trainer" in settings) != (verb == "train") or "sampling" not in settings:
+    made_by = {"trainer": "train", "input": "reconstruct", "init": "rollout"}
+    if verb != next((v for k, v in made_by.items() if k in settings), "generate") or "sampling" not in settings:
         raise UsageError(f"{folder} is not a run of 'scidiff {verb}'.")
     own = (settings.get("domain") or {}).get("name")
     if bare and list(bare) != [own]:
@@ -121,6 +122,23 @@ def offered(verb: str, settings: Sequence[str]) -> str | None:
     return None if named else able[0]
 
 
+def rolled(bare: Sequence[str], source: str | None) -> dict[str, str | None]:
+    """The equation and the model of `rollout`: one word is a model where there is one of that name."""
+    from scidiff.store import checkpoint
+
+    if len(bare) > 1:
+        raise UsageError(f"'rollout' takes one equation or model, not {', '.join(bare)}.")
+    word = bare[0] if bare else None
+    if word is None or source is not None:
+        return {"equation": word, "from": source}
+    if "/" not in word and not word.startswith((".", "~")):
+        try:
+            checkpoint.find(word)
+        except UsageError:
+            return {"equation": word}
+    return {"from": word}
+
+
 def _about(domain: str) -> dict[str, Any]:
     return config.read_option("domain", domain).get("domain") or {}
 
@@ -157,6 +175,11 @@ def judged(path: str | None, reference: str | None, settings: Sequence[str]) -> 
     if card is not None:
         return assign({"domain": card.domain})
     known = [name for name in config.options("domain") if "evaluate" in _about(name).get("offers", ())]
+    if path is not None and len(known) > 1:
+        from scidiff.domains import domain_class
+
+        name = path.lower().removesuffix(".gz")
+        known = [k for k in known if name.endswith(tuple(domain_class(k).extensions))] or known
     if path is not None and len(known) != 1:
         raise UsageError(f"Say what {path} holds.", f"Add one of: {', '.join(f'domain={name}' for name in known)}.")
     return assign({"domain": known[0]}) if path is not None else []
@@ -197,5 +220,8 @@ def _following(verb: str, settings: Mapping[str, Any], folder: Any) -> str:
     domain = (settings.get("domain") or {}).get("name", "")
     if settings.get("prepare"):
         return f"python -m scidiff.training {folder}"
-    following = {"generate": f"scidiff evaluate {folder}", "train": f"scidiff generate {domain} --from {folder}"}
+    offers = (settings.get("domain") or {}).get("offers") or ()
+    next_verb = "rollout" if "rollout" in offers else f"generate {domain}"
+    following = {"generate": f"scidiff evaluate {folder}", "train": f"scidiff {next_verb} --from {folder}",
+                 "rollout": f"scidiff evaluate {folder}"}
     return following.get(verb, "")

@@ -206,7 +206,12 @@ class StandardObjective:
         total = torch.zeros((), device=ctx.device)
         for name, value in each.items():
             total = total + self.weights[name] * value
-        return total, {"loss": total.detach(), **{n: v.detach() for n, v in each.items()}}
+        more = {} if torch.is_grad_enabled() else self.report(preds, state, t, ctx)
+        return total, {"loss": total.detach(), **{n: v.detach() for n, v in each.items()}, **more}
+
+    def report(self, preds: Predictions, state: State, t: Tensor, ctx: Context) -> dict[str, Tensor]:
+        """Further figures for validation, where no gradient is taken."""
+        return {}
 
     def _losses(self, preds: Predictions, state: State, noised: dict[str, Corrupted], t: Tensor,
                 ctx: Context) -> dict[str, Tensor]:

@@ -229,6 +229,14 @@ class Domain(ABC):
         """What a backbone has to know of the state (class counts, valences); merged under the configured options."""
         return {}
 
+    def objective_options(self) -> dict[str, Any]:
+        """What an objective of this domain has to know (scales, strides); fills settings that the config leaves open."""
+        return {}
+
+    def settle(self, model: Any) -> tuple[dict[str, Any], str]:
+        """What a trained model chooses on validation data: settings of its config, and a note for its card."""
+        return {}, ""
+
     def examples(self) -> list[Any]:
         """A few native objects for `scidiff.testing.check_domain` and for trying things out."""
         return []

@@ -93,8 +93,9 @@ class Model:
 
     def drawing(self, solver: Mapping[str, Any] | None = None, steps: int | None = None,
                 guidance: Mapping[str, Any] | None = None, device: str | None = "cpu",
-                precision: int = 32) -> Drawing:
-        """A sampler ready to run; `guidance` is a config with a `_target_` and the settings of a wrapper."""
+                precision: int = 32, rules: Sequence[Any] = ()) -> Drawing:
+        """A sampler ready to run; `guidance` is a config with a `_target_` and the settings of a wrapper, `rules` act
+        after every step."""
         if precision not in (32, 64):
             raise UsageError(f"precision is 32 or 64, not {precision!r}.")
         place = pick_device(device)
@@ -104,7 +105,8 @@ class Model:
         denoiser: Any = self.denoiser
         if guidance and "_target_" in guidance:
             denoiser = build(guidance, denoiser=denoiser)
-        sampler = Sampler(self.spec, denoiser, driver, dtype=dtype, compile=bool(getattr(driver, "compile", False)),
+        sampler = Sampler(self.spec, denoiser, driver, rules, dtype=dtype,
+                          compile=bool(getattr(driver, "compile", False)),
                           cuda_graph=bool(getattr(driver, "cuda_graph", False)))
         return Drawing(sampler, place, int(driver.total(self.spec, 1.0)), bool(getattr(driver, "cuda_graph", False)))
 

@@ -29,7 +29,7 @@ def origin_of(place: Path) -> dict[str, Any]:
         folder, unchanged = None, False
     command = (place / "command.txt").read_text(encoding="utf-8").strip() if (place / "command.txt").is_file() else ""
     finished = atomic.read_json(place / "finished") if (place / "finished").is_file() else {}
-    meta = {k: finished[k] for k in ("model", "steps", "seconds", "samples per second") if k in finished}
+    meta = {k: v for k, v in finished.items() if k not in ("at", "files")}
     return {"model": model.get("experiment"), "options": (model.get("domain") or {}).get("options"),
             "data": (model.get("data") or {}).get("name"), "seed": config.get("seed", 0), "command": command,
             "checkpoint": folder if unchanged else None, "meta": meta}

@@ -31,7 +31,9 @@ ROWS = 50
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 _WORDS = {
     "model": "Model", "steps": "Network calls a sample", "seconds": "Sampling time", "source": "Source",
-    "samples per second": "Speed", "rejected": "Entries that could not be read",
+    "samples per second": "Speed", "rejected": "Entries that could not be read", "members": "Members of a trajectory",
+    "time steps": "Time steps", "interval": "Time of a step", "ms per step": "Milliseconds a time step, all members",
+    "rows together": "Rows computed together",
 }
 
 
@@ -89,15 +91,16 @@ def page_of(place: Path, domain: Domain, samples: Samples, reference: Any, title
     """The page of a set of samples; what the run folder holds (command, references, environment) is read from it."""
     told = {name: _read(place / name) for name in ("command.txt", "references.bib", "environment.json")}
     about = dict(samples.meta)
+    words = _WORDS if "time steps" not in about else {**_WORDS, "steps": "Network calls a time step"}
     asked = [("Command", told["command.txt"]), ("Domain", domain.title or domain.name)]
-    asked += [(_WORDS.get(k, k), _quantity(k, v)) for k, v in about.items() if v not in (None, "", 0) and k in _WORDS]
+    asked += [(words[k], _quantity(k, v, about)) for k, v in about.items() if v not in (None, "", 0) and k in words]
     if config and config.get("condition"):
         asked.append(("Conditions", ", ".join(f"{k} = {v}" for k, v in config["condition"].items())))
     name = getattr(reference, "title", None) or getattr(reference, "name", None)
     asked += [("Seed", "" if about.get("source") else str(samples.seed)), ("Reference set", str(name) if name else "")]
     units = getattr(domain, "units", None)
-    if units:
-        asked.append(("Units", ", ".join(f"{k}: {v}" for k, v in dict(units).items())))
+    if isinstance(units, Mapping):
+        asked.append(("Units", ", ".join(f"{k}: {v}" for k, v in units.items())))
     # A run goes on writing after its report: its closing file is no result of its own.
     files = sorted(f.name for f in place.iterdir() if not f.name.startswith(".")) if place.is_dir() else []
     pictures = domain.view(samples.objects, samples.verdicts, samples.ids, reference)
@@ -178,8 +181,11 @@ def _tiles(samples: Samples, about: Mapping[str, Any]) -> list[tuple[str, str, s
     """The figures that one looks for first: how many, the shares, the cost."""
     count = len(samples)
     tiles = [(str(count), "samples", str(about["source"]) if about.get("source") else f"seed {samples.seed}")]
-    shares = [m for m in samples.metrics if m.better == "higher" and m.value is not None and not m.unit and m.interval]
-    if not any(m.name == "valid" for m in shares):
+    good = [m for m in samples.metrics if m.better == "higher" and m.value is not None and m.interval]
+    tiles += [(number(m.value), f"{m.name}, {m.unit}", " to ".join(map(number, m.interval or ())))
+              for m in good if m.unit][:1]
+    shares = [m for m in good if not m.unit]
+    if not any(m.name in ("valid", "stable") for m in shares):
         tiles.append((percent(sum(v.valid for v in samples.verdicts) / max(count, 1)), "valid", f"of {count}"))
     for m in shares[:4]:
         low, high = m.interval or (0.0, 0.0)
@@ -188,16 +194,19 @@ def _tiles(samples: Samples, about: Mapping[str, Any]) -> list[tuple[str, str, s
         span = f"{percent(low)} to {percent(high)}" if fraction else f"{number(low)} to {number(high)}"
         tiles.append((shown, m.name, span))
     if about.get("steps"):
-        tiles.append((str(about["steps"]), "network calls", "a sample"))
+        tiles.append((str(about["steps"]), "network calls", "a time step" if "time steps" in about else "a sample"))
     if about.get("samples per second"):
         small = f"{number(float(about['seconds']))} s in all" if about.get("seconds") else ""
         tiles.append((number(float(about["samples per second"])), "samples/s", small))
+    if about.get("ms per step"):
+        tiles.append((number(float(about["ms per step"])), "ms a time step", "all members of all trajectories"))
     return tiles
 
 
-def _quantity(key: str, value: Any) -> str:
+def _quantity(key: str, value: Any, about: Mapping[str, Any]) -> str:
     text = number(value) if isinstance(value, (int, float)) else str(value)
-    return f"{text} s" if key == "seconds" else f"{text} samples a second" if key == "samples per second" else text
+    unit = {"seconds": "s", "samples per second": "samples a second", "interval": str(about.get("time unit", ""))}
+    return f"{text} {unit[key]}".strip() if key in unit else text
 
 
 def _read(file: Path) -> str:

@@ -100,6 +100,16 @@ def save(
     return Path(folder)
 
 
+def amend(folder: str | os.PathLike[str], changes: Mapping[str, Any], note: str = "") -> Path:
+    """Writes a checkpoint anew with some settings of its config replaced, and a note at the end of its card."""
+    place = Path(folder)
+    stored = load(place)
+    card = (place / CARD).read_text(encoding="utf-8")
+    evaluation = atomic.read_json(place / EVALUATION) if (place / EVALUATION).is_file() else None
+    config = {**stored.config, **changes}
+    return save(place, stored.weights, config, f"{card.rstrip()}\n\n{note}", evaluation=evaluation)
+
+
 def load(folder_or_file: str | os.PathLike[str], *, extra_prefixes: Iterable[str] = ()) -> Checkpoint:
     """Reads and verifies a checkpoint folder (or a file in one); a defect is one `ScidiffError` sentence."""
     from safetensors import SafetensorError

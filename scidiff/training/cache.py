@@ -129,11 +129,13 @@ class TrainingBatches(torch.utils.data.IterableDataset):
 
 
 class HoldOut(torch.utils.data.Dataset):
-    """The hold-out in fixed batches."""
+    """The hold-out in fixed batches; `whole` leaves a smaller last one out (one compiled shape)."""
 
-    def __init__(self, data: TensorData, size: int) -> None:
+    def __init__(self, data: TensorData, size: int, whole: bool = False) -> None:
         self.data = data
         self.parts = list(torch.arange(len(data)).split(min(size, max(len(data), 1))))
+        if whole and len(self.parts) > 1 and len(self.parts[-1]) < size:
+            self.parts.pop()
 
     def __len__(self) -> int:
         return len(self.parts)

@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 
 from scidiff.core.errors import ScidiffError, UsageError
 from scidiff.store import atomic
@@ -54,7 +54,6 @@ def train(cache: Cache, out: str | Path, resume: bool = False, progress: Progres
         accelerator=_accelerator(settings), devices=settings.get("devices", 1),
         strategy=settings.get("strategy", "auto"), precision=MIXED.get(settings.get("autocast"), "32-true"),
         max_steps=int(settings["max_steps"]), max_epochs=-1, gradient_clip_val=float(settings["clip"]),
-        max_time=None if not settings.get("max_minutes") else {"minutes": float(settings["max_minutes"])},
         val_check_interval=min(int(settings["check_every"]), int(settings["max_steps"])), check_val_every_n_epoch=None,
         num_sanity_val_steps=0, limit_val_batches=int(settings.get("valid_batches", 8)),
         log_every_n_steps=int(settings["log_every"]), logger=_loggers(config, folder),
@@ -62,7 +61,8 @@ def train(cache: Cache, out: str | Path, resume: bool = False, progress: Progres
             ModelCheckpoint(folder, filename=LAST.removesuffix(".ckpt"), enable_version_counter=False,
                             every_n_train_steps=int(settings["check_every"]), save_on_train_epoch_end=True),
             Preview(cache, config), Export(config, folder / "checkpoint"),
-            EMAWeightAveraging(decay=float(settings["ema"]), use_buffers=False), Narrate(settings, progress),
+            WeightAveraging(use_buffers=False, multi_avg_fn=averaging(float(settings["ema"]))),
+            Narrate(settings, progress),
         ],
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, use_distributed_sampler=False)
     handler = signal.getsignal(signal.SIGINT)
@@ -75,6 +75,20 @@ def train(cache: Cache, out: str | Path, resume: bool = False, progress: Progres
     except torch.OutOfMemoryError as error:
         raise ScidiffError("The GPU ran out of memory.", f"Try trainer.batch={int(settings['batch']) // 2}.") from error
     return folder / "checkpoint"
+
+
+def averaging(decay: float) -> Callable[[Any, Any, Any], None]:
+    """The running average a <- d a + (1 - d) w with d = min(decay, (1 + n) / (10 + n)) at update n.
+
+    The rising d forgets the first weights of a short run. All tensors go in one call: one call each would cost more
+    than the step of a small network.
+    """
+    @torch.no_grad()
+    def update(averaged: Any, current: Any, count: Any) -> None:
+        n = int(count)
+        torch._foreach_lerp_(list(averaged), list(current), 1.0 - min(decay, (1.0 + n) / (10.0 + n)))
+
+    return update
 
 
 def check(settings: Mapping[str, Any]) -> None:

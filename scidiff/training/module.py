@@ -1,8 +1,9 @@
 """The one LightningModule: a denoiser, an objective, an optimiser. No domain, no data format.
 
 Learning rate: linear warm-up, then cosine to `floor` times the peak over `max_steps` (or over `max_minutes` of training
-time, whichever is further along). Random numbers come from (seed, sample, step), so a resumed run repeats the
-uninterrupted one.
+time, whichever is further along). Time is counted from the first finished step, so that compiling is not; with
+`clock: cpu` it is the processor time of this process, which other work on the machine does not shorten. Random numbers
+come from (seed, sample, step), so a resumed run repeats the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -29,18 +30,25 @@ class Training(lightning.LightningModule):
         super().__init__()
         self.denoiser = denoiser
         self._objective, self._cache, self._settings, self._seed = objective, cache, dict(settings), int(seed)
-        self._spent, self._started = 0.0, time.monotonic()
+        self._clock = time.process_time if settings.get("clock") == "cpu" else time.monotonic
+        self._spent = 0.0
+        self._started: float | None = None
 
     @property
     def minutes(self) -> float:
         """Minutes of training, earlier parts of an interrupted run included."""
-        return self._spent + (time.monotonic() - self._started) / 60
+        return self._spent + (0.0 if self._started is None else (self._clock() - self._started) / 60)
 
     def progress(self) -> float:
         """Share of the training that is done, in [0, 1]."""
         done = self.global_step / max(int(self._settings["max_steps"]), 1)
         limit = self._settings.get("max_minutes")
         return min(max(done, self.minutes / float(limit) if limit else 0.0), 1.0)
+
+    def _paused(self) -> bool:
+        """Whether this piece of a long training has lasted `pause_after` minutes; the next one resumes it."""
+        limit = self._settings.get("pause_after")
+        return bool(limit) and self.minutes - self._spent >= float(limit)
 
     def learning_rate(self) -> float:
         s = self._settings
@@ -54,10 +62,16 @@ class Training(lightning.LightningModule):
         plain = [p for p in self.denoiser.parameters() if p.dim() <= 1]
         return torch.optim.AdamW(
             [{"params": decay, "weight_decay": float(s["weight_decay"])}, {"params": plain, "weight_decay": 0.0}],
-            lr=float(s["lr"]), betas=tuple(s["betas"]))
+            lr=float(s["lr"]), betas=tuple(s["betas"]), fused=s.get("autocast") != "fp16")
 
-    def on_train_start(self) -> None:
-        self._started = time.monotonic()
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self._started is None:
+            self._started = self._clock()
+        done = self.progress() >= 1.0 or self._paused()
+        if self.trainer.world_size > 1:  # clocks differ, and all devices must stop at one step
+            done = self.trainer.strategy.reduce_boolean_decision(done, all=False)
+        if done:
+            self.trainer.should_stop = True
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         rate = self.learning_rate()
@@ -66,8 +80,9 @@ class Training(lightning.LightningModule):
         run = Run(self._seed)
         run.step = self.global_step
         loss, metrics = self._objective.loss(self.denoiser, batch, run)
-        self.log_dict({f"train/{k}": v for k, v in metrics.items()}, batch_size=batch[1].batch)
-        self.log_dict({"lr": rate, "minutes": self.minutes}, batch_size=batch[1].batch)
+        if self.global_step % int(self._settings["log_every"]) == 0:  # each call costs as much as a small network
+            told = {**{f"train/{k}": v for k, v in metrics.items()}, "lr": rate, "minutes": self.minutes}
+            self.log_dict(told, batch_size=batch[1].batch)
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
@@ -85,7 +100,9 @@ class Training(lightning.LightningModule):
         return torch.utils.data.DataLoader(data, batch_size=None, num_workers=int(s.get("workers", 0)))
 
     def val_dataloader(self) -> torch.utils.data.DataLoader:
-        return torch.utils.data.DataLoader(HoldOut(self._cache.valid, int(self._settings["batch"])), batch_size=None)
+        s = self._settings
+        data = HoldOut(self._cache.valid, int(s["batch"]), whole=bool(s.get("compile")))
+        return torch.utils.data.DataLoader(data, batch_size=None)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         state, ctx = batch

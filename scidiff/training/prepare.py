@@ -62,7 +62,9 @@ def prepare(config: Mapping[str, Any], progress: Progress | None = None) -> Cach
     resolved = {
         **{k: config.get(k) for k in ("experiment", "alias", "summary", "trainer", "logger", "solver", "sampling",
                                       "seed")},
-        "objective": dict(config["objective"]), "denoiser": dict(config["process"].get("denoiser") or {}),
+        "objective": {**config["objective"], **{k: v for k, v in domain.objective_options().items()
+                                                if config["objective"].get(k) is None}},
+        "denoiser": dict(config["process"].get("denoiser") or {}),
         "domain": {"name": domain.name, "options": domain.options()}, "spec": spec.to_config(), "backbone": backbone,
         **names, "statistics": statistics, "data": {**data, "count": len(records), "rejected": len(records.rejected)},
     }

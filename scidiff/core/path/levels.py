@@ -5,6 +5,8 @@
 With std_K = 1 the first network call sees no signal and predicts the mean; later calls refine (Lippe et al. 2023,
 PDE-Refiner, arXiv 2308.05732). The step from pure noise is exactly "re-noise the prediction". The natural prediction
 is `angular` (v-prediction), which is -x0 at pure noise; there is no velocity, since there is no time between levels.
+Pure noise tells a network nothing, so with `blank` it sees zeros there: the first call is then a function of its
+conditions alone, and a path of the one level 1 is plain regression, bit for bit.
 """
 
 from __future__ import annotations
@@ -12,13 +14,17 @@ from __future__ import annotations
 import math
 from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from scidiff.core.errors import ScidiffError
+from scidiff.core.path.base import Time, spread
 from scidiff.core.path.gaussian import GaussianPath
+
+if TYPE_CHECKING:
+    from scidiff.core.spec import Site
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class LevelPath(GaussianPath):
     default_kind: ClassVar[str] = "angular"
 
     stds: tuple[float, ...] = (1.0,)
+    blank: bool = True
     _: KW_ONLY
     t_min: float = 0.0
 
@@ -59,6 +66,15 @@ class LevelPath(GaussianPath):
         """The legal times, rising."""
         n = len(self.stds)
         return tuple((j + 1) / n for j in range(n))
+
+    def features(self, z: Tensor, t: Time, ctx: Site) -> Tensor:
+        """z, or zeros at pure noise (with `blank`)."""
+        if not self.blank or self.stds[-1] < 1.0:
+            return z
+        pure = 1.0 - 0.5 / len(self.stds)  # between the last two levels
+        if isinstance(t, Tensor):
+            return torch.where(spread(t, z) > pure, torch.zeros_like(z), z)
+        return torch.zeros_like(z) if t > pure else z
 
     def level(self, t: Tensor) -> Tensor:
         """Index of the level at time t, with -1 for the data; refuses other times."""

@@ -81,16 +81,18 @@ class Fixed:
     """A driver with a plan. `steps` counts network calls where a method has one stage a step.
 
     method: for every component that `methods` does not name. grid: default the method's own. t_end: default the paths'
-    own end. `compile` and `cuda_graph` are passed on to the Sampler by whoever builds it.
+    own end. levels: which levels of a path of levels are visited, as indices from the finest (default: all).
+    `compile` and `cuda_graph` are passed on to the Sampler by whoever builds it.
     """
 
     def __init__(self, method: Method, steps: int = 50, grid: Grid | None = None,
                  methods: Mapping[str, Method] | None = None, t_end: float | None = None,
-                 compile: bool = False, cuda_graph: bool = False) -> None:
+                 compile: bool = False, cuda_graph: bool = False, levels: Sequence[int] | None = None) -> None:
         if int(steps) < 1:
             raise UsageError(f"A solver needs at least one step, not {steps}.")
         self.method, self.methods, self.steps = method, dict(methods or {}), int(steps)
         self.grid, self.t_end, self.compile, self.cuda_graph = grid, t_end, compile, cuda_graph
+        self.levels = None if levels is None else tuple(sorted({int(i) for i in levels}))
         self._plans: dict[tuple[int, float], tuple[StateSpec, SolverPlan]] = {}
 
     def of(self, name: str) -> Method:
@@ -103,7 +105,7 @@ class Fixed:
         high = min(t_start, min(c.path.bounds[1] for c in spec.values()))
         for levels in (c.path.levels for c in spec.values()):
             if levels is not None:
-                chosen = [t for t in sorted(levels, reverse=True) if t <= high + 1e-12]
+                chosen = [t for t in self._visited(levels) if t <= high + 1e-12]
                 return [*chosen, 0.0] if chosen and chosen[-1] > 0 else chosen
         if low >= high:
             raise UsageError(f"There is nothing to integrate between t = {high:g} and t = {low:g}.")
@@ -112,6 +114,14 @@ class Fixed:
         if not self._denoises(spec):
             return grid(spec[lead].path, self.steps, high, low)
         return [*(grid(spec[lead].path, self.steps - 1, high, low) if self.steps > 1 else [high]), 0.0]
+
+    def _visited(self, levels: Sequence[float]) -> list[float]:
+        """The times of the levels that are visited, falling."""
+        rising = sorted(levels)
+        wanted = range(len(rising)) if self.levels is None else self.levels
+        if not wanted or not all(0 <= i < len(rising) for i in wanted):
+            raise UsageError(f"The path has the levels 0 to {len(rising) - 1}; the solver asks for {list(wanted)}.")
+        return [rising[i] for i in sorted(wanted, reverse=True)]
 
     def _denoises(self, spec: StateSpec) -> bool:
         return any(getattr(self.of(n), "last", "") == "data" for n, c in spec.items() if not c.space.categorical)

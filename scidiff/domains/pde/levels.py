@@ -1,0 +1,132 @@
+"""Which refinement levels pay: measured on validation states, never assumed.
+
+Level k leaves an error e_k = sigma_k rms(v_hat - v) when it is shown the truth under noise sigma_k; a level that is
+only half trained overwrites a good first guess. So levels are admitted from the coarsest on, each only if the
+chain with it has a lower one-step error than the chain without it, and the whole selection only if it correlates with
+the truth at least as long as the first call alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from scidiff.core.path import LevelPath
+from scidiff.core.run import Run
+from scidiff.core.spec import Context
+from scidiff.domains.pde.codec import PREVIOUS
+from scidiff.domains.pde.reference import developed, future
+from scidiff.domains.pde.rollout import Stepper, rolled_out
+from scidiff.domains.pde.skill import correlations, high_correlation_time
+
+if TYPE_CHECKING:
+    from scidiff.core.denoiser import Denoiser
+    from scidiff.core.spec import StateSpec
+    from scidiff.domains.model import Model
+    from scidiff.domains.pde import PdeDomain
+    from scidiff.domains.pde.codec import Transition
+
+MakeStepper = Callable[[Sequence[int]], Stepper]
+SEED, HORIZON = 20_001, 80.0
+"""Of the validation states (no bank of trajectories uses it), and how long their rollouts are, in intervals at most."""
+
+
+@dataclass(frozen=True)
+class LevelRow:
+    """sigma of a level, rms error of the raw (angular) prediction and of the data estimate, in units of the target."""
+
+    level: int
+    sigma: float
+    rms_v: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The levels to visit; one-step mean squared errors (scaled units) and correlation times of the choices tried."""
+
+    levels: tuple[int, ...]
+    errors: dict[tuple[int, ...], float]
+    times: dict[tuple[int, ...], float]
+
+
+def by_level(spec: StateSpec, denoiser: Denoiser, transition: Transition, previous: Tensor, following: Tensor,
+             seed: int = 0) -> list[LevelRow]:
+    """The diagnostics of every level on transitions [B, H, C, *space] -> [B, C, *space], scaled units; finest first."""
+    name, component = next(iter(spec.items()))
+    path = component.path
+    if not isinstance(path, LevelPath):
+        return []
+    yes = torch.ones(len(previous), dtype=torch.bool)
+    ctx = Context(torch.arange(len(previous)), cond={PREVIOUS: (transition.seen(previous), yes)})
+    site, y = ctx.at(name, component), transition.encode(previous, following)
+
+    @torch.no_grad()
+    def row(level: int, t: float) -> LevelRow:
+        noised = path.corrupt(y, t, site, Run(seed, level).handle(site))
+        pred = denoiser({name: noised.z}, t, ctx)[name]
+        raw = pred.angular - path.target("angular", y, noised, t, site)
+        return LevelRow(level, path.stds[level], float(raw.pow(2).mean().sqrt()),
+                        float((pred.data - y).pow(2).mean().sqrt()))
+
+    return [row(level, t) for level, t in enumerate(path.levels)]
+
+
+def one_step_error(stepper: Stepper, frames: Tensor, places: int = 8, seed: int = 0) -> float:
+    """Mean squared error of one step over `places` moments of trajectories [B, F, C, *space], scaled units."""
+    history, total = stepper.transition.history, []
+    starts = range(0, frames.shape[1] - history, max((frames.shape[1] - history) // places, 1))
+    for start in starts:
+        guess = stepper(frames[:, start:start + history], torch.arange(len(frames)), seed, 1 + start)
+        total.append(float((guess - frames[:, start + history]).double().pow(2).mean()))
+    return sum(total) / len(total)
+
+
+def select_levels(make: MakeStepper, count: int, frames: Tensor, interval: float, threshold: float = 0.8) -> Selection:
+    """Levels of a path of `count` levels, chosen on validation trajectories [B, F, C, *space] in scaled units."""
+    first = (count - 1,)
+    chosen, errors = first, {first: one_step_error(make(first), frames)}
+    for level in range(count - 2, -1, -1):
+        longer = (level, *chosen)
+        errors[longer] = one_step_error(make(longer), frames)
+        if errors[longer] < errors[chosen]:
+            chosen = longer
+    times = {}
+    for levels in dict.fromkeys((first, chosen)):
+        stepper = make(levels)
+        start = stepper.transition.history
+        out, _ = rolled_out(stepper, frames[:, :start], frames.shape[1] - start)
+        corr = correlations(out.nan_to_num(0.0), frames[:, start:])
+        times[levels] = high_correlation_time(corr, interval, threshold, draws=1).own.value
+    return Selection(chosen if times[chosen] >= times[first] else first, errors, times)
+
+
+def settle(domain: PdeDomain, model: Model, trajectories: int = 64) -> tuple[dict[str, Any], str]:
+    """The solver of a refiner with the levels that pay, and a table for its card; nothing for other models."""
+    path = next(iter(model.spec.values())).path
+    if not isinstance(path, LevelPath) or len(path.stds) < 2 or domain.equation is None:
+        return {}, ""
+    count = trajectories if len(domain.shape) == 1 else max(trajectories // 8, 4)
+    first = developed(domain, torch.arange(count), SEED)
+    frames = domain.scaling.apply(torch.cat([first, future(domain, first[:, -1], int(HORIZON))], 1)).float()
+
+    def make(levels: Sequence[int]) -> Stepper:
+        return Stepper(model.drawing({"levels": list(levels)}).sampler, domain.transition, len(domain.fields))
+
+    rows = by_level(model.spec, model.denoiser, domain.transition, frames[:, :domain.history],
+                    frames[:, domain.history])
+    found = select_levels(make, len(path.stds), frames, float(domain.interval or 1.0))
+    lines = [f"## Levels, on {count} validation trajectories", "",
+             "| level | sigma | rms error of v | error e_k (units of the target) |", "|---|---|---|---|",
+             *(f"| {r.level} | {r.sigma:.3g} | {r.rms_v:.3g} | {r.error:.3g} |" for r in rows), "",
+             f"Visited in a rollout: {_named(found.levels)}. One-step mean squared error of the chains, scaled units: "
+             + "; ".join(f"{_named(k)}: {v:.2e}" for k, v in found.errors.items()) + "."]
+    return {"solver": {**model.config["solver"], "levels": sorted(found.levels)}}, "\n".join(lines)
+
+
+def _named(levels: Sequence[int]) -> str:
+    return "-".join(map(str, sorted(levels, reverse=True)))
