@@ -5,8 +5,8 @@
     python benchmarks/rollouts.py table ks22                 512 test trajectories, writes benchmarks/results/ks22.json
 
 Training time is processor time (trainer.clock=cpu), so two jobs on two cores hardly disturb each other; what is
-finished is skipped, so the commands can be repeated after an interruption. Learning rates and levels are chosen on validation
-trajectories; the test trajectories are used by `table` alone.
+finished is skipped, so the commands can be repeated after an interruption. Learning rates and levels are chosen on
+validation trajectories; the test trajectories are used by `table` alone.
 """
 
 from __future__ import annotations

@@ -230,7 +230,7 @@ class Domain(ABC):
         return {}
 
     def objective_options(self) -> dict[str, Any]:
-        """What an objective of this domain has to know (scales, strides); fills settings that the config leaves open."""
+        """What an objective of this domain has to know (scales, strides), for settings that the config leaves open."""
         return {}
 
     def settle(self, model: Any) -> tuple[dict[str, Any], str]:

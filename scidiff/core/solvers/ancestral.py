@@ -4,6 +4,8 @@
 
 k = sigma_s is DDIM (Song et al. 2021, arXiv 2010.02502); eta = 1 takes the posterior of the path itself: Ornstein-
 Uhlenbeck (Ho et al. 2020, arXiv 2006.11239) or residual shift. eta scales the standard deviation of the fresh noise.
+`gain` multiplies the fresh noise alone and leaves k as it is: the marginals are then no longer the path's, which is
+what the calibration of an ensemble's spread asks for.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ class Ancestral:
     form: str = "auto"
     last: str = "stop"
     order: int = 1
+    gain: float = 1.0
 
     def __post_init__(self) -> None:
         ends(self.last)
@@ -38,6 +41,8 @@ class Ancestral:
             raise UsageError(f"The form of an ancestral solver is 'auto', 'noise' or 'data', not {self.form!r}.")
         if not 0.0 <= self.eta <= 1.0:
             raise UsageError(f"The eta of an ancestral solver lies in [0, 1], unlike {self.eta}.")
+        if not (math.isfinite(self.gain) and self.gain >= 0.0):
+            raise UsageError(f"The gain of the noise is a number from 0 on, unlike {self.gain}.")
 
     def default_grid(self) -> Grid:
         return LambdaGrid()
@@ -54,7 +59,7 @@ class Ancestral:
                 a, b = then.alpha / now.alpha, keep - now.sigma * then.alpha / now.alpha
             else:
                 a, b = keep / now.sigma, then.alpha - now.alpha * keep / now.sigma
-            row = Row(name, "affine", "noise" if noise else "data", a=a, b=(b,), on=(0,), m=then.c - a * now.c, c=fresh,
-                      t=t, s=s)
+            row = Row(name, "affine", "noise" if noise else "data", a=a, b=(b,), on=(0,), m=then.c - a * now.c,
+                      c=self.gain * fresh, t=t, s=s)
             out.append([Part(t, (row,))])
         return [*out, *closing(name, times, self.last)]

@@ -10,7 +10,6 @@ before it are its context. Frames are [B, F, C, *space] with time on axis 1 and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,8 +102,3 @@ def window(frames: Tensor, start: Tensor, count: int, stride: int) -> Tensor:
     """Frames start, start + stride, ... (`count` of them) of each trajectory: [B, count, C, *space]; start is [B]."""
     index = start[:, None] + stride * torch.arange(count, device=start.device)
     return frames[torch.arange(frames.shape[0], device=frames.device)[:, None], index]
-
-
-def periods(shape: Sequence[int]) -> tuple[int, ...]:
-    """The axes of space of [..., C, *space], from the end."""
-    return tuple(range(-len(shape), 0))

@@ -269,7 +269,7 @@ def _afford(domain: PdeDomain, asked: Ask, trajectories: int, solved: bool) -> N
     if size > LARGEST:
         raise UsageError(f"{trajectories} trajectories of {asked.members} members and {asked.steps} steps take "
                          f"{size / 1e9:.3g} GB of memory; at most {LARGEST / 1e9:g} GB are allowed.",
-                         "Take fewer of them, and other seeds later.")
+                         "Take fewer now, and others with another seed.")
 
 
 def _block(shape: Sequence[int], device: str) -> int:

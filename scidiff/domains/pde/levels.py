@@ -2,12 +2,16 @@
 
 Level k leaves an error e_k = sigma_k rms(v_hat - v) when it is shown the truth under noise sigma_k; a level that is
 only half trained overwrites a good first guess. So levels are admitted from the coarsest on, each only if the
-chain with it has a lower one-step error than the chain without it, and the whole selection only if it correlates with
-the truth at least as long as the first call alone.
+chain with it has a lower one-step error than the chain without it, and the whole selection only if it correlates
+with the truth at least as long as the first call alone.
+
+Noise that a trained level removes again leaves little spread. One number, the gain of the fresh noise, is fitted so that
+on validation trajectories the spread of an ensemble equals its error at a lead of 20 time units.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +23,7 @@ from scidiff.core.path import LevelPath
 from scidiff.core.run import Run
 from scidiff.core.spec import Context
 from scidiff.domains.pde.codec import PREVIOUS
+from scidiff.domains.pde.ensemble import spread_skill
 from scidiff.domains.pde.reference import developed, future
 from scidiff.domains.pde.rollout import Stepper, rolled_out
 from scidiff.domains.pde.skill import correlations, high_correlation_time
@@ -105,8 +110,32 @@ def select_levels(make: MakeStepper, count: int, frames: Tensor, interval: float
     return Selection(chosen if times[chosen] >= times[first] else first, errors, times)
 
 
+def noise_gain(make: Callable[[float], Stepper], frames: Tensor, interval: float, lead: float = 20.0, members: int = 8,
+               gains: Sequence[float] = (1.0, 2.0, 4.0, 8.0, 16.0)) -> tuple[float, dict[float, float]]:
+    """The gain at which spread / skill is 1 at time `lead`, and the ratio at every gain that was tried.
+
+    `make` gives the stepper of a gain; frames [T, F, C, *space] in scaled units. Between the gains the logarithm of the
+    ratio is taken as linear in that of the gain; the nearest end where the ratio never crosses 1.
+    """
+    start, steps = make(1.0).transition.history, max(round(lead / interval), 1)
+    truth, ratios = frames[:, start:start + steps], {}
+    for gain in gains:
+        out, _ = rolled_out(make(gain), frames[:, :start], truth.shape[1], members=members)
+        ratios[gain] = float(spread_skill(out, truth).ratio[-1])
+        if ratios[gain] >= 1.0:
+            break
+    known = [(math.log(g), math.log(max(r, 1e-12))) for g, r in ratios.items()]
+    if known[0][1] >= 0.0 or known[-1][1] < 0.0:
+        return math.exp((known[0] if known[0][1] >= 0.0 else known[-1])[0]), ratios
+    (x0, y0), (x1, y1) = known[-2:]
+    return math.exp(x0 - y0 * (x1 - x0) / (y1 - y0)), ratios
+
+
 def settle(domain: PdeDomain, model: Model, trajectories: int = 64) -> tuple[dict[str, Any], str]:
-    """The solver of a refiner with the levels that pay, and a table for its card; nothing for other models."""
+    """The solver of a refiner with the levels that pay and a calibrated spread, and tables for its card.
+
+    Nothing for other models.
+    """
     path = next(iter(model.spec.values())).path
     if not isinstance(path, LevelPath) or len(path.stds) < 2 or domain.equation is None:
         return {}, ""
@@ -114,8 +143,9 @@ def settle(domain: PdeDomain, model: Model, trajectories: int = 64) -> tuple[dic
     first = developed(domain, torch.arange(count), SEED)
     frames = domain.scaling.apply(torch.cat([first, future(domain, first[:, -1], int(HORIZON))], 1)).float()
 
-    def make(levels: Sequence[int]) -> Stepper:
-        return Stepper(model.drawing({"levels": list(levels)}).sampler, domain.transition, len(domain.fields))
+    def make(levels: Sequence[int], gain: float = 1.0) -> Stepper:
+        changed = {"levels": list(levels), "method": {"gain": gain}}
+        return Stepper(model.drawing(changed).sampler, domain.transition, len(domain.fields))
 
     rows = by_level(model.spec, model.denoiser, domain.transition, frames[:, :domain.history],
                     frames[:, domain.history])
@@ -125,7 +155,14 @@ def settle(domain: PdeDomain, model: Model, trajectories: int = 64) -> tuple[dic
              *(f"| {r.level} | {r.sigma:.3g} | {r.rms_v:.3g} | {r.error:.3g} |" for r in rows), "",
              f"Visited in a rollout: {_named(found.levels)}. One-step mean squared error of the chains, scaled units: "
              + "; ".join(f"{_named(k)}: {v:.2e}" for k, v in found.errors.items()) + "."]
-    return {"solver": {**model.config["solver"], "levels": sorted(found.levels)}}, "\n".join(lines)
+    solver = {**model.config["solver"], "levels": sorted(found.levels)}
+    if len(found.levels) > 1:
+        gain, ratios = noise_gain(lambda g: make(found.levels, g), frames, float(domain.interval or 1.0))
+        solver["method"] = {**solver["method"], "gain": round(gain, 3)}
+        tried = ", ".join(f"{g:g}: {r:.2f}" for g, r in ratios.items())
+        lines += ["", f"Gain of the noise: {gain:.3g}, for a spread equal to the error after 20 time units. Spread over "
+                  f"error there by gain: {tried}."]
+    return {"solver": solver}, "\n".join(lines)
 
 
 def _named(levels: Sequence[int]) -> str:

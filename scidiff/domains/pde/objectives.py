@@ -14,6 +14,7 @@ A joint state (`joint`) is the history and the target together, both noised (ACD
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -102,13 +103,11 @@ class Transitions(StandardObjective):
         return out
 
     def seeing(self, ctx: Context, previous: Tensor) -> Context:
-        """The context with a history in place of the trajectory."""
-        here = ctx.take(torch.arange(ctx.batch, device=ctx.device))
-        cond = {k: v for k, v in ctx.cond.items() if k != FRAMES}
+        """The context with a history in place of the trajectory (and of the history of another window)."""
+        cond = {k: v for k, v in ctx.cond.items() if k not in (FRAMES, PREVIOUS)}
         if not self.joint:
             cond[PREVIOUS] = (self.transition.seen(previous), torch.ones_like(ctx.ids, dtype=torch.bool))
-        here.cond = cond
-        return here
+        return replace(ctx, cond=cond)
 
     def joined(self, previous: Tensor, y: Tensor) -> Tensor:
         return torch.cat([self.transition.seen(previous), y], 1) if self.joint else y

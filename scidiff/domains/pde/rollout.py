@@ -47,9 +47,10 @@ class Stepper:
     def __call__(self, previous: Tensor, ids: Tensor, seed: int, step: int, cond: Conditions | None = None) -> Tensor:
         """The next frame [B, C, *space] after histories [B, H, C, *space]; step n has stream n in the noise key."""
         seen = self.transition.seen(previous)
-        yes = torch.ones_like(ids, dtype=torch.bool)
-        ctx = Context(ids, cond={**(cond or {}), PREVIOUS: (seen, yes)})
-        if self.joint:
+        ctx = Context(ids, cond=dict(cond or {}))
+        if not self.joint:
+            ctx.cond[PREVIOUS] = (seen, torch.ones_like(ids, dtype=torch.bool))
+        else:
             target = seen.new_zeros(seen.shape[0], self.fields, *seen.shape[2:])
             where = torch.ones_like(seen, dtype=torch.bool)
             ctx.known[self.name] = (torch.cat([seen, target], 1), torch.cat([where, target.bool()], 1))
@@ -76,6 +77,8 @@ def march(stepper: Stepper, previous: Tensor, ids: Tensor, seed: int, steps: int
     rows = torch.arange(len(ids), device=ids.device)
     alive = torch.ones_like(ids, dtype=torch.bool) if alive is None else alive.clone()
     for step in range(first + 1, steps + 1):
+        if not bool(alive.any()):
+            return
         frame = torch.full_like(previous[:, -1], torch.nan)
         for part in rows[alive].split(chunk):
             frame[part] = _advance(stepper, previous[part], ids[part], seed, step, _rows(cond, part))
@@ -83,8 +86,6 @@ def march(stepper: Stepper, previous: Tensor, ids: Tensor, seed: int, steps: int
         frame[~alive] = torch.nan
         previous = stepper.transition.advance(previous, frame)
         yield step, frame, alive
-        if not bool(alive.any()):
-            return
 
 
 def _advance(stepper: Stepper, previous: Tensor, ids: Tensor, seed: int, step: int, cond: Conditions | None) -> Tensor:
@@ -107,10 +108,10 @@ def rolled_out(stepper: Stepper, initial: Tensor, steps: int, seed: int = 0, mem
                trajectories: Tensor | None = None, chunk: int = 512,
                progress: Callable[[str, int, int | None], None] | None = None) -> tuple[Tensor, Tensor]:
     """Scaled frames [T, M, S, C, *space] after histories [T, H, C, *space], and every row's last good step [T, M]."""
-    number = torch.arange(len(initial)) if trajectories is None else trajectories
+    number = torch.arange(len(initial), device=initial.device) if trajectories is None else trajectories
     ids = row_ids(number, members)
-    out = torch.full((len(ids), steps, *initial.shape[2:]), torch.nan)
-    last = torch.zeros(len(ids), dtype=torch.int64)
+    out = initial.new_full((len(ids), steps, *initial.shape[2:]), torch.nan)
+    last = torch.zeros_like(ids)
     for step, frame, alive in march(stepper, initial.repeat_interleave(members, 0), ids, seed, steps, chunk=chunk):
         out[:, step - 1] = frame
         last[alive] = step

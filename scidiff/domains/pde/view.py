@@ -126,7 +126,7 @@ def _lyapunov(panel: Axes, exponent: float | None, place: float) -> None:
 
 
 def _snapshots(ds: Dataset, field: str) -> bytes:
-    """Fields at several times, one line of panels for each kind; of three dimensions the middle plane."""
+    """Fields at several times side by side, one row for each kind; of three dimensions the middle plane."""
     from matplotlib.figure import Figure
 
     axes, times = axes_of(ds, field), ds["time"].values
@@ -138,21 +138,26 @@ def _snapshots(ds: Dataset, field: str) -> bytes:
     begin = 1.0 / _FRAMES if len(rows) > 1 else 0.0  # forecasts begin with the truth: there is nothing to compare
     shown = sorted({round(last * share) for share in np.linspace(begin, 1.0, min(_FRAMES, last + 1))})
     height, width = extent_of(ds, axes)[-2:]
-    tall = 0.6 + len(rows) * (9.0 / _FRAMES * min(height / width, 1.5) + 0.25)
-    figure = Figure(figsize=(_WIDTH * min(1.0, 0.2 + len(shown) / _FRAMES), tall), layout="constrained")
-    grid = figure.subplots(len(rows), len(shown), squeeze=False, sharex=True, sharey=True)
+    pitch = 1.06 * width
+    tall = (_WIDTH - 1.4) / _FRAMES * min(height / width, 1.5) + 0.3
+    figure = Figure(figsize=(1.4 + (_WIDTH - 1.4) * len(shown) / _FRAMES, 0.6 + len(rows) * tall), layout="constrained")
+    panels = figure.subplots(len(rows), 1, squeeze=False, sharex=True)[:, 0]
     images: dict[str, tuple[Any, list[Axes]]] = {}
-    for line, row in zip(grid, rows, strict=True):
-        for panel, step in zip(line, shown, strict=True):
-            image = panel.imshow(row.values[step], origin="lower", extent=(0.0, width, 0.0, height),
-                                 interpolation="nearest", **scales[row.kind])
-        images.setdefault(row.kind, (image, []))[1].extend(line)
-        line[0].set_title(row.title, pad=3)
-        line[0].set_ylabel(Axis.of(ds, axes[-2]).label)
-    for panel, step in zip(grid[-1], shown, strict=True):
-        panel.set_xlabel(f"{Axis.of(ds, axes[-1]).label}\nat {times[step]:.4g} {Axis.of(ds, 'time').unit}")
-    _bars(figure, {k: (image, panels[len(shown) - 1 :: len(shown)]) for k, (image, panels) in images.items()}, scales,
-          Axis.of(ds, field))
+    for panel, row in zip(panels, rows, strict=True):
+        for place, step in enumerate(shown):
+            image = panel.imshow(row.values[step], origin="lower", interpolation="nearest", **scales[row.kind],
+                                 extent=(place * pitch, place * pitch + width, 0.0, height))
+        images.setdefault(row.kind, (image, []))[1].append(panel)
+        panel.set(xlim=(0.0, len(shown) * pitch - 0.06 * width), ylim=(0.0, height))
+        panel.set_title(row.title, pad=3)
+        panel.set_ylabel(Axis.of(ds, axes[-2]).label)
+        panel.spines[:].set_visible(False)
+        panel.tick_params(axis="x", length=0)
+    unit = Axis.of(ds, "time").unit
+    panels[-1].set_xticks([place * pitch + 0.5 * width for place in range(len(shown))],
+                          [f"{times[step]:.4g} {unit}" for step in shown])
+    panels[-1].set_xlabel(f"{Axis.of(ds, axes[-1]).label}, a box of {width:.4g}")
+    _bars(figure, images, scales, Axis.of(ds, field))
     return _png(figure)
 
 
