@@ -3,8 +3,8 @@
     part i answers for edges[i-1] < t <= edges[i],      edges = (0, e_1, ..., e_{n-1}, 1)
 
 So a half-trained fine level cannot disturb the first guess (PDE-Refiner), and structure, middle and fine scales can
-have experts of their own (as in eDiff-I: Balaji et al. 2022, arXiv 2211.01324). In a sampler all samples share one time, so
-one part is called a step; in training a batch is split, unless all its samples share their level.
+have experts of their own (as in eDiff-I: Balaji et al. 2022, arXiv 2211.01324). In a sampler all samples share one
+time, so one part is called a step; in training a batch is split, unless all its samples share their level.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ only half trained overwrites a good first guess. So levels are admitted from the
 chain with it has a lower one-step error than the chain without it, and the whole selection only if it correlates
 with the truth at least as long as the first call alone.
 
-Noise that a trained level removes again leaves little spread. One number, the gain of the fresh noise, is fitted so that
-on validation trajectories the spread of an ensemble equals its error at a lead of 20 time units.
+Noise that a trained level removes again leaves little spread. One number, the gain of the fresh noise, is fitted so
+that on validation trajectories the spread of an ensemble equals its error at a lead of 20 time units.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def by_level(spec: StateSpec, denoiser: Denoiser, transition: Transition, previo
 
 
 def one_step_error(stepper: Stepper, frames: Tensor, places: int = 8, seed: int = 0) -> float:
-    """Mean squared error of one step over `places` moments of trajectories [B, F, C, *space], scaled units."""
+    """Mean squared error of one step from at most `places` moments of trajectories [B, F, C, *space], scaled units."""
     history, total = stepper.transition.history, []
-    starts = range(0, frames.shape[1] - history, max((frames.shape[1] - history) // places, 1))
+    starts = range(0, frames.shape[1] - history, -(-(frames.shape[1] - history) // places))
     for start in starts:
         guess = stepper(frames[:, start:start + history], torch.arange(len(frames)), seed, 1 + start)
         total.append(float((guess - frames[:, start + history]).double().pow(2).mean()))
@@ -139,6 +139,8 @@ def settle(domain: PdeDomain, model: Model, trajectories: int = 64) -> tuple[dic
     path = next(iter(model.spec.values())).path
     if not isinstance(path, LevelPath) or len(path.stds) < 2 or domain.equation is None:
         return {}, ""
+    if domain.joint or model.conditions:  # what would have to be clamped, or told, is not known here
+        return {}, ""
     count = trajectories if len(domain.shape) == 1 else max(trajectories // 8, 4)
     first = developed(domain, torch.arange(count), SEED)
     frames = domain.scaling.apply(torch.cat([first, future(domain, first[:, -1], int(HORIZON))], 1)).float()
@@ -160,8 +162,8 @@ def settle(domain: PdeDomain, model: Model, trajectories: int = 64) -> tuple[dic
         gain, ratios = noise_gain(lambda g: make(found.levels, g), frames, float(domain.interval or 1.0))
         solver["method"] = {**solver["method"], "gain": round(gain, 3)}
         tried = ", ".join(f"{g:g}: {r:.2f}" for g, r in ratios.items())
-        lines += ["", f"Gain of the noise: {gain:.3g}, for a spread equal to the error after 20 time units. Spread over "
-                  f"error there by gain: {tried}."]
+        lines += ["", f"Gain of the noise: {gain:.3g}, for a spread equal to the error after 20 time units. Spread "
+                  f"over error there by gain: {tried}."]
     return {"solver": solver}, "\n".join(lines)
 
 
