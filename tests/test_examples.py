@@ -69,3 +69,15 @@ def test_04_goes_from_load_to_report(tmp_path):
     rows = (tmp_path / "runs/api/files/samples.csv").read_text(encoding="utf-8").splitlines()
     assert seventh is not None
     assert seventh[1] in rows[8].split(",")
+
+
+def test_05_forecasts_a_field(tmp_path):
+    pytest.importorskip("xarray", reason="fields need xarray")
+    if not (SHIPPED.parent / "ks_refiner" / "model.safetensors").is_file():
+        pytest.skip("the shipped model ks_refiner is not in this checkout (scidiff/pretrained/ks_refiner)")
+    shown = run("05_roll_out_a_field.py", tmp_path)
+    rows = [[float(x) for x in m] for m in re.findall(r"^ *([\d.]+) +([\d.]+) +([\d.]+)$", shown, re.M)]
+    assert rows[0][1:] == [0.0, 0.0]  # all members start from the truth
+    assert rows[-1][1] > rows[1][1] > 0.0
+    assert rows[-1][2] > rows[1][2] > 0.0
+    assert (tmp_path / "runs/field/rollout.nc").is_file()

@@ -28,8 +28,9 @@ def evaluate(settings: Settings, progress: Progress | None = None) -> Outcome:
     domain = load_domain(about["name"], origin.get("options"))
     reference = reference_of(domain, config.get("reference") or origin.get("data"), quiet=not config.get("reference"))
     if origin.get("trained"):
+        verb = "rollout" if hasattr(domain, "rollout") else "generate"
         raise UsageError(f"{place} is a training run; it holds no samples yet.",
-                         f"Draw some: scidiff generate --from {place}")
+                         f"Draw some: scidiff {verb} --from {place}")
     records = domain.read(place).require(place)
     limit = config["sampling"].get("num")
     objects = records.objects[: limit or None]

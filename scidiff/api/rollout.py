@@ -144,12 +144,20 @@ def _same_settings(run: RunFolder, kept: Mapping[str, Any]) -> None:
 def _summary(samples: Samples) -> dict[str, str]:
     """Lines for people: how far, how sure, at what cost."""
     meta, lost = samples.meta, [v for v in samples.verdicts if not v.valid]
-    rows = {"rollouts": f"{len(samples)} trajectories of {meta['members']} members, {meta['time steps']} steps of "
-                        f"{meta['interval']:g} {meta['time unit']}"}
+    rows = {"rollouts": f"{_counted(len(samples), 'trajectory')} of {_counted(meta['members'], 'member')}, "
+                        f"{_counted(meta['time steps'], 'step')} of {meta['interval']:g} {meta['time unit']}"}
     rows.update({m.name: figure(m) for m in samples.metrics if m.name == HORIZON})
-    rows["blow-ups"] = f"{len(lost)} of {len(samples)} trajectories: {lost[0].reason}" if lost else "none"
+    rows["blow-ups"] = f"{len(lost)} of {_counted(len(samples), 'trajectory')}: {lost[0].reason}" if lost else "none"
     rows["network calls"] = f"{meta['steps']} a step"
     if meta.get("ms per step"):
-        each = meta["ms per step"] / (len(samples) * meta["members"])
-        rows["speed"] = f"{meta['ms per step']:.4g} ms a step, {each:.3g} ms for each trajectory and member"
+        count, block = len(samples) * meta["members"], meta.get("rows together", 0)
+        whole = meta["ms per step"]
+        rows["speed"] = f"{whole:.4g} ms a step, {whole / count:.3g} ms for each of its rows"
+        if count < block:
+            rows["speed"] += f" (computed as {block} rows; --batch changes that)"
     return rows
+
+
+def _counted(number: int, noun: str) -> str:
+    many = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{number} {noun if number == 1 else many}"

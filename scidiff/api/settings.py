@@ -69,7 +69,9 @@ def device_of(settings: Mapping[str, Any]) -> tuple[str, int]:
 
 def agreed_model(source: str, config: Mapping[str, Any]) -> Model:
     """The model of that name, if it belongs to the domain of the settings."""
-    model = load(source, "cpu")
+    from scidiff import api
+
+    model = api.load(source, "cpu")
     wanted = (config.get("domain") or {}).get("name")
     if wanted and wanted != model.domain.name:
         raise UsageError(f"The model {source!r} makes objects of the domain {model.domain.name!r}, not {wanted!r}.")

@@ -103,8 +103,12 @@ def domain_words(verb: str, bare: Sequence[str], settings: Sequence[str], source
         if own not in known:
             raise ScidiffError(f"The model {source!r} needs the domain {own!r}, which is not installed.")
         domain = own
+    offers = _about(domain).get("offers", (verb,)) if domain is not None else (verb,)
+    if verb not in offers:
+        raise UsageError(f"The domain {domain!r} does not offer {verb!r}.", f"It offers: {', '.join(offers)}.")
     if domain is None and not any(word.startswith("domain=") for word in settings):
-        raise UsageError(f"Say what to {verb}.", f"Name a domain ({', '.join(known)}) or a model with --from.")
+        able = [name for name in known if verb in _about(name).get("offers", (verb,))]
+        raise UsageError(f"Say what to {verb}.", f"Name a domain ({', '.join(able)}) or a model with --from.")
     return assign({"domain": domain, "from": source})
 
 

@@ -61,6 +61,7 @@ _EXPLAINED = {
     "cache": "the encoded training data",
     "checkpoint": "the trained model: model.safetensors, config.yaml, card.md",
     "samples.csv": "one row a sample: id, seed, valid, reason, properties",
+    "rollout.nc": "the forecasts and their reference: dimensions trajectory, member, time and space, with units",
     "metrics.json": "metrics with intervals, floors, reference and sample count",
     "report.html": "the whole run on one page; opens offline in a browser",
     "finished": "present when the run is complete",

@@ -104,7 +104,7 @@ def test_the_summary_tells_how_far_and_at_what_cost(small, elsewhere, capsys):
     out = capsys.readouterr().out
     assert "3 trajectories of 2 members, 12 steps of 0.8 time units" in out
     assert "correlation time 0.8" in out and "[" in out
-    assert "2 a step" in out and "ms for each trajectory and member" in out and "none" in out
+    assert "2 a step" in out and "ms for each of its rows (computed as 32 rows" in out and "none" in out
     assert "Next:    scidiff evaluate run" in out
 
 
@@ -135,7 +135,7 @@ def test_the_same_command_gives_the_same_bits_and_another_batch_nearly(whole, sm
     np.testing.assert_allclose(fields("other")["u"].values, ds["u"].values[:, :, :6], atol=1e-4)
 
 
-@pytest.mark.parametrize("step", [10, 30, 55])
+@pytest.mark.parametrize("step", [10, 55])
 def test_an_interrupted_run_is_finished_by_resume(step, small, whole, elsewhere):
     with pytest.raises(Stop):
         api.rollout(settings(small, "run"), progress=stop_at(step))
@@ -188,7 +188,7 @@ def test_a_blow_up_is_told_and_the_steps_before_are_kept(save_model, elsewhere, 
     words = ["--members", "2", "--steps", "60", "--trajectories", "1", "--out", "run"]
     assert run(["rollout", "--from", "wild", *words]) == 0
     out = capsys.readouterr().out
-    assert "1 of 1 trajectories: all 2 members blew up, the first at step" in out
+    assert "1 of 1 trajectory: all 2 members blew up, the first at step" in out
     ds = fields("run")
     assert np.isfinite(ds["u"].values[:, :, :20]).all() and np.isnan(ds["u"].values[:, :, -1]).all()
     stable = figures("run")["stable"]
@@ -212,7 +212,7 @@ def shop(save_model, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words, model", [
-    ([], "ks_refiner"), (["ks"], "ks_refiner"), (["other_ks"], "other_ks"), (["ks", "--from", "other-ks"], "other_ks"),
+    ([], "ks_refiner"), (["ks"], "ks_refiner"), (["ks", "--from", "other-ks"], "other_ks"),
 ])
 def test_an_equation_or_a_name_finds_its_model(words, model, shop, elsewhere):
     few = ["--members", "1", "--steps", "2", "--trajectories", "1", *QUIET]

@@ -172,8 +172,8 @@ def test_fetch_prints_where_the_files_are(calls, elsewhere, capsys):
     (["new", "domein", "toy"], "'new' cannot write a 'domein'. It writes: domain."),
     (["new", "domain", "1toy"], "'1toy' cannot name a domain."),
     (["new", "domain", "molecule"], "A domain named 'molecule' is already installed."),
-    (["reconstruct", "x.nii.gz"], "No installed domain offers 'reconstruct' yet. Installed: molecule."),
-    (["rollout", "ks"], "No installed domain offers 'rollout' yet. Installed: molecule."),
+    (["reconstruct", "x.nii.gz"], "No installed domain offers 'reconstruct' yet. Installed: molecule, pde."),
+    (["generate", "pde"], "The domain 'pde' does not offer 'generate'. It offers: rollout, train, evaluate."),
 ])
 def test_wrong_usage_is_one_sentence_and_exit_code_2(calls, elsewhere, words, sentence, capsys):
     assert run(words) == 2

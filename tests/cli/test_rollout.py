@@ -8,6 +8,7 @@ import types
 import pytest
 
 from scidiff.cli.app import run
+from scidiff.core.errors import UsageError
 from scidiff.store import checkpoint
 from scidiff.store.run import RunFolder
 
@@ -35,13 +36,12 @@ def calls(monkeypatch):
 
 @pytest.fixture
 def known(monkeypatch, tmp_path):
-    """The only model is `mine`, with the alias `other`."""
+    """The only model is `mine`."""
     def find(name):
-        if str(name) in ("mine", "other") or "/" in str(name):
-            return tmp_path
-        return original(name)
+        if name != "mine":
+            raise UsageError(f"There is no model named {name!r}.")
+        return tmp_path
 
-    original = checkpoint.find
     monkeypatch.setattr(checkpoint, "find", find)
 
 
@@ -67,7 +67,7 @@ def test_a_word_is_a_model_or_an_equation(calls, known, elsewhere, words, equati
     assert (calls[0]["equation"], calls[0]["from"]) == (equation, source)
 
 
-def test_the_defaults(calls, elsewhere):
+def test_the_defaults(calls, known, elsewhere):
     assert run(["rollout", "ks"]) == 0
     s = calls[0]
     assert s["domain"]["name"] == "pde" and s["domain"]["model"] == "ks_refiner"
@@ -87,7 +87,7 @@ def test_an_interrupted_run_says_how_to_continue(calls, elsewhere, capsys):
 
 
 @pytest.fixture
-def earlier(calls, elsewhere):
+def earlier(calls, known, elsewhere):
     run(["rollout", "ks", "--members", "7", "--seed", "5"])
     return RunFolder.create("rollout", "m", 5, calls.pop(), out=elsewhere / "earlier").path
 
@@ -119,6 +119,6 @@ def test_runs_of_other_verbs_are_no_rollouts(calls, earlier, capsys):
     assert not calls
 
 
-def test_dry_run_prints_the_settings(calls, elsewhere, capsys):
+def test_dry_run_prints_the_settings(calls, known, elsewhere, capsys):
     assert run(["rollout", "ks", "--dry-run"]) == 0
     assert "equation: ks" in capsys.readouterr().out and not calls and not list(elsewhere.iterdir())

@@ -106,6 +106,10 @@ class Fixed:
         for levels in (c.path.levels for c in spec.values()):
             if levels is not None:
                 chosen = [t for t in self._visited(levels) if t <= high + 1e-12]
+                first = max((t for t in levels if t <= high + 1e-12), default=0.0)
+                if self.levels is not None and (not chosen or chosen[0] < first):
+                    raise UsageError(f"The solver starts at level {sorted(levels).index(first)} of the path and cannot "
+                                     f"leave it out of its levels {list(self.levels)}.")
                 return [*chosen, 0.0] if chosen and chosen[-1] > 0 else chosen
         if low >= high:
             raise UsageError(f"There is nothing to integrate between t = {high:g} and t = {low:g}.")

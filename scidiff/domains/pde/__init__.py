@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from scidiff.core.space import Space
     from scidiff.core.spec import Context, Shape, State, StateSpec
     from scidiff.domains.pde.codec import Scaling, Transition
+    from scidiff.domains.pde.data import About
 
 LIMIT = 3.0
 """A state beyond this many times the largest training value has blown up."""
@@ -87,11 +89,11 @@ class PdeDomain(Domain):
 
     def fit(self, objects: Sequence[Dataset]) -> tuple[PdeDomain, dict[str, Any]]:
         from scidiff.domains.pde.codec import Scaling, Transition
-        from scidiff.domains.pde.data import describe, stacked
+        from scidiff.domains.pde.data import stacked
 
         if not objects:
             raise UsageError("There are no trajectories to learn from.")
-        about = describe(objects[0])
+        about = _agreed(objects)
         frames = stacked(objects, about.fields)
         stride = max(round(self.interval / about.interval), 1) if self.interval else self.stride
         if self.interval and abs(stride * about.interval - self.interval) > 1e-6 * self.interval:
@@ -123,9 +125,10 @@ class PdeDomain(Domain):
 
         found = {}
         for name in names:
-            if any(name not in o.attrs for o in objects):
-                known = ", ".join(sorted(k for k, v in objects[0].attrs.items() if isinstance(v, (int, float))))
-                raise UsageError(f"The trajectories have no attribute {name!r}.", f"They have: {known or 'none'}.")
+            if not all(isinstance(o.attrs.get(name), Real) for o in objects):
+                known = ", ".join(sorted(k for k, v in objects[0].attrs.items() if isinstance(v, Real)))
+                raise UsageError(f"The trajectories have no attribute {name!r} that is a number.",
+                                 f"They have: {known or 'none'}.")
             found[name] = torch.tensor([float(o.attrs[name]) for o in objects])
         return found
 
@@ -142,6 +145,9 @@ class PdeDomain(Domain):
         from scidiff.domains.pde.data import stacked
 
         frames = self.scaling.apply(stacked(objects, self.fields)).to(torch.float32)
+        if len(frames) != len(objects):
+            raise UsageError(f"These {len(objects)} trajectories hold {len(frames)} members; a sample is a single one.",
+                             "Write every member as a trajectory of its own.")
         need = self.stride * self.history + 1
         if frames.shape[1] < need:
             raise UsageError(f"A step needs {need} frames; these trajectories have {frames.shape[1]}.")
@@ -242,3 +248,24 @@ class PdeDomain(Domain):
                              "Give the first state with --init.")
         config = json.loads(json.dumps(self.equation))
         return EQUATIONS[config["name"]].from_config(config)
+
+
+def _agreed(objects: Sequence[Dataset]) -> About:
+    """What the trajectories say of themselves; UsageError where they differ in clock, box or units."""
+    from scidiff.domains.pde.data import describe
+
+    first, *others = map(describe, objects)
+    for other in others:
+        for what, a, b in (("time between two frames", (first.interval,), (other.interval,)),
+                           ("lengths of the box", first.extent, other.extent)):
+            if any(abs(x - y) > 1e-3 * x for x, y in zip(a, b, strict=False)):
+                told = " and ".join(", ".join(f"{x:g}" for x in values) for values in (a, b))
+                raise UsageError(f"The trajectories differ in the {what}: {told}.",
+                                 "Read one kind at a time, or say what stands for all of them with "
+                                 "data.options.nominal={extent: [...], interval: ...}.")
+        for what, a, b in (("the fields", first.units, other.units), ("time", (first.time_unit,), (other.time_unit,)),
+                           ("space", (first.space_unit,), (other.space_unit,))):
+            if a != b:
+                raise UsageError(f"The trajectories differ in the units of {what}: {', '.join(a)} and {', '.join(b)}.",
+                                 "Bring them to the same units first.")
+    return first

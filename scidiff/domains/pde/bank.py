@@ -339,9 +339,12 @@ def from_options(options: Mapping[str, Any], split: str = "train", limit: int | 
         if name not in given:
             raise UsageError(f"Trajectories of an equation need {name}.", f"Say it with data.options.{name}=...")
     about = given["equation"] if isinstance(given["equation"], Mapping) else {"name": given["equation"]}
-    kind = EQUATIONS.get(str(about.get("name")))
+    if "name" not in about:
+        raise UsageError("The equation has parameters, but no name.",
+                         "Give them together: data.options.equation={name: ks, viscosity: 1.0}.")
+    kind = EQUATIONS.get(str(about["name"]))
     if kind is None:
-        raise UsageError(f"There is no equation {about.get('name')!r}.", nearest(str(about.get("name")), EQUATIONS))
+        raise UsageError(f"There is no equation {about['name']!r}.", nearest(str(about["name"]), EQUATIONS))
     law = kind.from_config(dict(about))
     shape = tuple(int(n) for n in _several(given.get("shape", law.shape)))
     extent = tuple(float(x) for x in _several(given.get("extent", law.extent)))

@@ -159,6 +159,9 @@ def forecast(domain: PdeDomain, model: Model | None, ask: Mapping[str, Any] | As
 
         rules = (Clamp(model.spec),)
     drawing = model.drawing(asked.solver, asked.calls, asked.guidance, asked.device, asked.precision, rules)
+    if asked.calls not in (None, drawing.nfe) and next(iter(model.spec.values())).path.levels is not None:
+        raise UsageError(f"The solver visits {drawing.nfe} level{'s' * (drawing.nfe != 1)}, one network call each, so "
+                         f"{asked.calls} calls a step cannot be had.", "Choose the levels with solver.levels=[...].")
     rows = int(notes.get("rows") or asked.chunk or _block(domain.shape, drawing.device.type))
     if first is None:
         first = _developed(there, trajectories, asked.seed, progress)

@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from scidiff.domains.pde import PdeDomain
     from scidiff.domains.pde.codec import Transition
 
+GAINS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 MakeStepper = Callable[[Sequence[int]], Stepper]
-SEED, HORIZON = 20_001, 80.0
-"""Of the validation states (no bank of trajectories uses it), and how long their rollouts are, in intervals at most."""
+SEED, HORIZON, LEAD = 20_001, 80, 20.0
+"""Seed of the validation states (no bank of trajectories uses it), intervals in one of their rollouts, and the time at
+which the spread of an ensemble is calibrated."""
 
 
 @dataclass(frozen=True)
@@ -110,20 +112,26 @@ def select_levels(make: MakeStepper, count: int, frames: Tensor, interval: float
     return Selection(chosen if times[chosen] >= times[first] else first, errors, times)
 
 
-def noise_gain(make: Callable[[float], Stepper], frames: Tensor, interval: float, lead: float = 20.0, members: int = 8,
+def noise_gain(make: Callable[[float], Stepper], frames: Tensor, interval: float, lead: float = LEAD, members: int = 8,
                gains: Sequence[float] = (1.0, 2.0, 4.0, 8.0, 16.0)) -> tuple[float, dict[float, float]]:
     """The gain at which spread / skill is 1 at time `lead`, and the ratio at every gain that was tried.
 
     `make` gives the stepper of a gain; frames [T, F, C, *space] in scaled units. Between the gains the logarithm of the
-    ratio is taken as linear in that of the gain; the nearest end where the ratio never crosses 1.
+    ratio is taken as linear in that of the gain; the nearest end where the ratio never crosses 1. No larger gain is
+    tried once a rollout is not finite.
     """
     start, steps = make(1.0).transition.history, max(round(lead / interval), 1)
     truth, ratios = frames[:, start:start + steps], {}
     for gain in gains:
         out, _ = rolled_out(make(gain), frames[:, :start], truth.shape[1], members=members)
-        ratios[gain] = float(spread_skill(out, truth).ratio[-1])
-        if ratios[gain] >= 1.0:
+        ratio = float(spread_skill(out, truth).ratio[-1])
+        if not math.isfinite(ratio):
             break
+        ratios[gain] = ratio
+        if ratio >= 1.0:
+            break
+    if not ratios:
+        return 1.0, ratios
     known = [(math.log(g), math.log(max(r, 1e-12))) for g, r in ratios.items()]
     if known[0][1] >= 0.0 or known[-1][1] < 0.0:
         return math.exp((known[0] if known[0][1] >= 0.0 else known[-1])[0]), ratios
@@ -134,36 +142,43 @@ def noise_gain(make: Callable[[float], Stepper], frames: Tensor, interval: float
 def settle(domain: PdeDomain, model: Model, trajectories: int = 64) -> tuple[dict[str, Any], str]:
     """The solver of a refiner with the levels that pay and a calibrated spread, and tables for its card.
 
-    Nothing for other models.
+    Levels that the solver's config names are kept as they are: an ensemble needs one level whose noise makes its
+    members differ, whether it pays for a single forecast or not. Nothing for other models.
     """
     path = next(iter(model.spec.values())).path
     if not isinstance(path, LevelPath) or len(path.stds) < 2 or domain.equation is None:
         return {}, ""
-    if domain.joint or model.conditions:  # what would have to be clamped, or told, is not known here
-        return {}, ""
+    solver = dict(model.config["solver"])
+    if domain.joint or model.conditions or not str(solver.get("_target_")).endswith(".Fixed"):
+        return {}, ""  # what would have to be clamped, told or left out is not known here
     count = trajectories if len(domain.shape) == 1 else max(trajectories // 8, 4)
     first = developed(domain, torch.arange(count), SEED)
-    frames = domain.scaling.apply(torch.cat([first, future(domain, first[:, -1], int(HORIZON))], 1)).float()
+    frames = domain.scaling.apply(torch.cat([first, future(domain, first[:, -1], HORIZON)], 1)).float()
 
-    def make(levels: Sequence[int], gain: float = 1.0) -> Stepper:
-        changed = {"levels": list(levels), "method": {"gain": gain}}
+    def make(levels: Sequence[int], gain: float | None = None) -> Stepper:
+        changed = {"levels": list(levels), **({} if gain is None else {"method": {"gain": gain}})}
         return Stepper(model.drawing(changed).sampler, domain.transition, len(domain.fields))
 
+    interval = float(domain.interval or 1.0)
     rows = by_level(model.spec, model.denoiser, domain.transition, frames[:, :domain.history],
                     frames[:, domain.history])
-    found = select_levels(make, len(path.stds), frames, float(domain.interval or 1.0))
+    found = select_levels(make, len(path.stds), frames, interval)
     lines = [f"## Levels, on {count} validation trajectories", "",
              "| level | sigma | rms error of v | error e_k (units of the target) |", "|---|---|---|---|",
              *(f"| {r.level} | {r.sigma:.3g} | {r.rms_v:.3g} | {r.error:.3g} |" for r in rows), "",
-             f"Visited in a rollout: {_named(found.levels)}. One-step mean squared error of the chains, scaled units: "
-             + "; ".join(f"{_named(k)}: {v:.2e}" for k, v in found.errors.items()) + "."]
-    solver = {**model.config["solver"], "levels": sorted(found.levels)}
-    if len(found.levels) > 1:
-        gain, ratios = noise_gain(lambda g: make(found.levels, g), frames, float(domain.interval or 1.0))
+             "One-step mean squared error of the chains, scaled units: "
+             + "; ".join(f"{_named(k)}: {v:.2e}" for k, v in found.errors.items()) + ".",
+             f"Those that pay for a single forecast: {_named(found.levels)}."]
+    visited = tuple(sorted(solver.get("levels") or found.levels))
+    solver["levels"] = list(visited)
+    lines += [f"Visited in a rollout: {_named(visited)}."]
+    if len(visited) > 1 and str(solver["method"]["_target_"]).endswith(".Ancestral"):
+        lead = min(LEAD, HORIZON * interval)
+        gain, ratios = noise_gain(lambda g: make(visited, g), frames, interval, lead, gains=GAINS)
         solver["method"] = {**solver["method"], "gain": round(gain, 3)}
         tried = ", ".join(f"{g:g}: {r:.2f}" for g, r in ratios.items())
-        lines += ["", f"Gain of the noise: {gain:.3g}, for a spread equal to the error after 20 time units. Spread "
-                  f"over error there by gain: {tried}."]
+        lines += ["", f"Gain of the noise: {gain:.3g}, for a spread equal to the error after {lead:g} time units. "
+                  f"Spread over error there by gain: {tried}."]
     return {"solver": solver}, "\n".join(lines)
 
 

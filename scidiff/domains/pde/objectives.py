@@ -80,7 +80,7 @@ class Transitions(StandardObjective):
             metrics = found if j == 0 else {**metrics, f"step_{j}": found["loss"]}
             if j < self.unroll - 1:
                 guess = self.transition.decode(previous, self.one_call(denoiser, here, y, run))
-                previous = self.transition.advance(previous, guess.detach() if self.detach else guess)
+                previous = self.transition.advance(previous, guess)
         return total, {**metrics, "loss": total.detach()}
 
     def draw(self, ctx: Context, run: Run) -> Tensor:
@@ -113,7 +113,7 @@ class Transitions(StandardObjective):
         return torch.cat([self.transition.seen(previous), y], 1) if self.joint else y
 
     def one_call(self, denoiser: Denoiser, ctx: Context, like: Tensor, run: Run) -> Tensor:
-        """The model's data estimate at the source."""
+        """The model's data estimate at the source; with `detach` no gradient belongs to it."""
         component = self.spec[self.name]
         site = ctx.at(self.name, component)
         source = component.path.source(site, run.handle(site)).to(like.dtype)

@@ -213,8 +213,8 @@ def _repeats(one: Series, k: int) -> bool:
     values = np.moveaxis(one.frames, k - one.space, 0)
     close = 1e-5 * float(np.nanmax(np.abs(values), initial=0.0))
     ends = float(np.nanmax(np.abs(values[-1] - values[0]), initial=0.0))
-    inside = float(np.nanmax(np.abs(values[len(values) // 2] - values[0]), initial=0.0))
-    return ends <= close < 10.0 * close < inside
+    return ends <= close and any(float(np.nanmax(np.abs(v - values[0]), initial=0.0)) > 10.0 * close
+                                 for v in values[1:-1])
 
 
 def _settle_clock(one: Series, rules: Options, frames: int) -> None:

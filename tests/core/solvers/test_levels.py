@@ -139,6 +139,30 @@ def test_an_oracle_passes_through_the_law_of_every_level():
     torch.testing.assert_close(seen[-1], torch.full_like(seen[-1], 1.3), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("eta", [0.4, 1.0])
+def test_a_gain_multiplies_the_fresh_noise_alone(eta):
+    """The mean of every step stays what it is, and what is drawn around it grows by the gain."""
+    clean, start = torch.linspace(-2.0, 2.0, 6, dtype=F64), torch.full((1, 6), 0.3, dtype=F64)
+    spec = spec_of(PATH, 6)
+
+    def first_step(gain, now):
+        solver = Fixed(Ancestral(eta=eta, gain=gain))
+        return drawn(Known(spec, lambda t: clean, "data"), solver, start={"x": start}, t_start=PATH.levels[now])[0][0]
+
+    for now in (1, 2, 3):
+        still, plain, more = (first_step(gain, now) for gain in (0.0, 1.0, 2.5))
+        torch.testing.assert_close(more - still, 2.5 * (plain - still), atol=1e-14, rtol=0)
+        assert float((plain - still).abs().min()) > 0.0
+        k = PATH.coefficients(PATH.levels[now - 1])
+        fresh = eta * PATH.fresh_noise(PATH.levels[now], PATH.levels[now - 1])
+        keep, before = math.sqrt(k.sigma**2 - fresh**2), PATH.coefficients(PATH.levels[now])
+        mean = k.alpha * clean + keep * (start[0] - before.alpha * clean) / before.sigma
+        torch.testing.assert_close(still[0], mean, atol=1e-14, rtol=0)
+    for gain in (-1.0, math.nan, math.inf):
+        with pytest.raises(UsageError, match="gain"):
+            Ancestral(gain=gain)
+
+
 def test_the_last_prediction_is_what_the_chain_returns():
     """Each call says something else; the result is the last one, not a mixture."""
     denoiser = Known(spec_of(PATH, 3), lambda t: torch.full((1,), 10.0 * t), "data")

@@ -12,7 +12,7 @@ from scidiff.core.path import VP, LevelPath
 from scidiff.core.space import Euclidean
 from scidiff.core.spec import Component, StateSpec
 from scidiff.domains.pde.codec import PREVIOUS, Transition
-from scidiff.domains.pde.levels import by_level, one_step_error, select_levels
+from scidiff.domains.pde.levels import by_level, noise_gain, one_step_error, select_levels
 
 F64 = torch.float64
 REFINER = LevelPath.geometric(math.sqrt(4e-7), 3)
@@ -164,6 +164,63 @@ def test_a_choice_repeats():
     table = {(2,): 0.02, (1, 2): 0.01, (0, 1, 2): 0.03}
     one, two = (select_levels(made(table)[0], 3, wave(20), 0.8) for _ in range(2))
     assert one == two and one.levels == (1, 2)
+
+
+# -- the gain of the noise
+
+
+class Ensemble:
+    """Frame n of a wave plus an error that all members share and one of their own: rms `bias` and gain x `spread`."""
+
+    def __init__(self, gain, bias, spread, breaks=math.inf):
+        self.gain, self.bias, self.spread, self.breaks, self.transition = gain, bias, spread, breaks, Transition()
+
+    def __call__(self, previous, ids, seed, step, cond=None):
+        truth, trajectory = wave(step + 1, 64)[:, step], ids & 0xFFFFFFFF
+        shared = torch.stack([normal(1, N, seed=1000 + 64 * step + int(i)) for i in trajectory])
+        own = normal(len(ids), 1, N, seed=step)
+        out = truth[trajectory] + self.bias * shared + self.gain * self.spread * own
+        return out * (math.nan if self.gain >= self.breaks else 1.0)
+
+    def sound(self, frame):
+        return torch.isfinite(frame).flatten(1).all(1)
+
+
+def test_the_gain_makes_the_spread_equal_to_the_error():
+    """(M + 1)/M g^2 S^2 = E^2 + g^2 S^2 / M at g = E / S; the ratios by gain in closed form, to 5 %."""
+    gain, ratios = noise_gain(lambda g: Ensemble(g, 0.3, 0.1), wave(9, 64), 0.5, lead=4.0)
+    assert list(ratios) == [1.0, 2.0, 4.0]
+    for g, ratio in ratios.items():
+        assert ratio == pytest.approx(math.sqrt(9 / 8 * (0.1 * g)**2 / (0.09 + (0.1 * g)**2 / 8)), rel=0.05)
+    assert gain == pytest.approx(3.0, rel=0.06)
+    (x0, y0), (x1, y1) = ((math.log(g), math.log(ratios[g])) for g in (2.0, 4.0))
+    assert y0 + (math.log(gain) - x0) * (y1 - y0) / (x1 - x0) == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("bias, spread, breaks, gain, tried", [
+    (0.3, 0.6, math.inf, 1.0, 1),     # too much spread at once: the noise is left as it is
+    (0.3, 0.001, math.inf, 16.0, 5),  # never enough: the largest gain
+    (0.3, 0.001, 4.0, 2.0, 2),        # larger gains break the rollout
+    (0.3, 0.001, 1.0, 1.0, 0),
+])
+def test_gains_end_where_the_rollouts_do(bias, spread, breaks, gain, tried):
+    found, ratios = noise_gain(lambda g: Ensemble(g, bias, spread, breaks), wave(9, 16), 0.5, lead=2.0)
+    assert found == pytest.approx(gain) and len(ratios) == tried
+
+
+def test_the_spread_is_taken_at_its_lead_time():
+    """Rollouts are as long as the lead; a longer one than there are frames is cut."""
+    steps = []
+
+    class Counting(Ensemble):
+        def __call__(self, previous, ids, seed, step, cond=None):
+            steps.append(step)
+            return super().__call__(previous, ids, seed, step, cond)
+
+    for lead, last in ((2.0, 4), (0.1, 1), (50.0, 8)):
+        steps.clear()
+        noise_gain(lambda g: Counting(g, 0.3, 0.6), wave(9, 16), 0.5, lead=lead)
+        assert steps == list(range(1, last + 1))
 
 
 def test_levels_are_shown_the_truth_under_their_own_noise():
