@@ -73,7 +73,10 @@ def stepper(model: Any, levels: Any = None) -> Any:
     from scidiff.domains.pde.rollout import Stepper
 
     rules = (Clamp(model.spec),) if model.domain.joint else ()
-    drawing = model.drawing({"levels": list(levels)} if levels is not None else None, rules=rules)
+    path = next(iter(model.spec.values())).path
+    every = list(levels) if levels is not None else list(range(len(path.levels or ())))
+    # What a training settled on (levels, gain) is left out: the table says which levels it means.
+    drawing = model.drawing({"levels": every, "method": {"gain": 1.0}} if every else None, rules=rules)
     limit = torch.tensor([3 * a / b for a, b in zip(model.domain.largest, model.domain.std, strict=True)])
     return Stepper(drawing.sampler, model.domain.transition, len(model.domain.fields), model.domain.joint, limit)
 

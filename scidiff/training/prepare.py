@@ -41,7 +41,10 @@ def prepare(config: Mapping[str, Any], progress: Progress | None = None) -> Cach
     if wanted:
         statistics["conditions"] = {}
         for name, values in domain.properties(records.objects, wanted).items():
-            mean, std = float(values.mean()), float(values.std().clamp(min=1e-6))
+            mean, std = float(values.mean()), float(values.std())
+            if not std > 1e-9 * max(abs(mean), 1e-9):
+                raise UsageError(f"The condition {name!r} is {mean:g} for all training data, so nothing can be learned "
+                                 "from it.", "Leave it out.")
             statistics["conditions"][name] = {"mean": mean, "std": std}
             ctx.cond[name] = ((values.float() - mean) / std, torch.ones(len(records), dtype=torch.bool))
     spec = make_spec(domain, config["process"], statistics)

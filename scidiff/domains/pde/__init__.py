@@ -35,7 +35,8 @@ class PdeDomain(Domain):
     """equation: its JSON form (None: fields without a known equation). shape, extent: of grid and box. interval: time
     between two steps of the model; stride: data frames in it. history, target, scale: see Transition. mean, std,
     largest: of every field in the training data, physical units. joint: the state holds the history as well. burn_in:
-    time units before a first state is developed (None: the equation's own).
+    time units before a first state is developed (None: the equation's own). solve_shape: grid on which the equation is
+    solved for first states and references (None: `shape`).
     """
 
     name: ClassVar[str] = "pde"
@@ -48,7 +49,7 @@ class PdeDomain(Domain):
                  interval: float | None = None, stride: int = 1, history: int = 1, target: str = "residual",
                  scale: float = 1.0, mean: Sequence[float] = (), std: Sequence[float] = (),
                  largest: Sequence[float] = (), joint: bool = False, time_unit: str = "1",
-                 space_unit: str = "1", burn_in: float | None = None) -> None:
+                 space_unit: str = "1", burn_in: float | None = None, solve_shape: Sequence[int] | None = None) -> None:
         self.equation = dict(equation) if equation else None
         self.fields, self.units = tuple(fields), tuple(units) or ("1",) * len(fields)
         self.shape, self.extent = tuple(int(n) for n in shape), tuple(float(x) for x in extent)
@@ -58,6 +59,7 @@ class PdeDomain(Domain):
         self.largest = tuple(float(x) for x in largest)
         self.time_unit, self.space_unit = time_unit, space_unit
         self.burn_in = burn_in
+        self.solve_shape = None if solve_shape is None else tuple(int(n) for n in solve_shape)
 
     @property
     def transition(self) -> Transition:
@@ -79,7 +81,8 @@ class PdeDomain(Domain):
                 "shape": list(self.shape), "extent": list(self.extent), "interval": self.interval,
                 "stride": self.stride, "history": self.history, "target": self.target, "scale": self.scale,
                 "mean": list(self.mean), "std": list(self.std), "largest": list(self.largest), "joint": self.joint,
-                "time_unit": self.time_unit, "space_unit": self.space_unit, "burn_in": self.burn_in}
+                "time_unit": self.time_unit, "space_unit": self.space_unit, "burn_in": self.burn_in,
+                "solve_shape": None if self.solve_shape is None else list(self.solve_shape)}
 
     def components(self) -> dict[str, tuple[Space, Shape]]:
         from scidiff.core.space import Euclidean
@@ -105,7 +108,8 @@ class PdeDomain(Domain):
         fitted = PdeDomain(about.equation, about.fields, about.units, about.shape, about.extent,
                            stride * about.interval, stride, self.history, self.target, transition.scale, scaling.mean,
                            scaling.std, largest, self.joint, about.time_unit, about.space_unit,
-                           objects[0].attrs.get("burn_in", self.burn_in))
+                           objects[0].attrs.get("burn_in", self.burn_in),
+                           objects[0].attrs.get("solve_shape", self.solve_shape))
         return fitted, {}
 
     def read(self, path: str | Path, **options: Any) -> Records:

@@ -386,6 +386,8 @@ def of_bank(bank: TrajectoryBank, progress: Progress | None = None) -> Records:
                  "id": f"{bank.split}-{number:05d}", "dt": step}
         if bank.burn_in is not None:
             attrs["burn_in"] = bank.burn_in
+        if bank.solve_shape is not None:
+            attrs["solve_shape"] = list(bank.solve_shape)
         attrs |= {k: v for k, v in law.items() if isinstance(v, (int, float))}
         if "extent" in mine:
             attrs["nominal_extent"] = list(bank.extent)

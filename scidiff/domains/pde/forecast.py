@@ -45,6 +45,8 @@ GROUP = 8
 """Trajectories that are solved together."""
 LARGEST = 8e9
 """Bytes of frames that a forecast may hold."""
+FAR = 10.0
+"""Standard deviations from the mean of the training data at which a condition means nothing to a network."""
 POINTS = {"cpu": (1 << 12, 8, 32), "cuda": (1 << 18, 16, 512)}
 """Grid points of a block, and the fewest and most rows in it."""
 READING = (*(o for o in READ_OPTIONS if o in ("time", "trajectory", "member", "extent", "boundary", "drop_endpoint")),
@@ -222,6 +224,9 @@ def _conditions(model: Model, asked: Mapping[str, Any]) -> tuple[dict[str, float
                              nearest(name, known) if known else "It was trained without conditions.")
         if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
             raise UsageError(f"The condition {name} must be a number, not {value!r}.",
+                             f"In the training data it was {known[name]['mean']:.3g} +- {known[name]['std']:.2g}.")
+        if value is not None and abs(value - known[name]["mean"]) > FAR * known[name]["std"]:
+            raise UsageError(f"{name} = {value:g} is far from all that the model was trained on.",
                              f"In the training data it was {known[name]['mean']:.3g} +- {known[name]['std']:.2g}.")
     values = {n: float(about["mean"] if asked.get(n) is None else asked[n]) for n, about in known.items()}
     return values, {n: torch.tensor((values[n] - known[n]["mean"]) / known[n]["std"]) for n in known}

@@ -72,7 +72,9 @@ class Transitions(StandardObjective):
             shape = tuple(previous.shape[1:])
             previous = previous + self.jitter * run.noise(self.name, "jitter", shape, ctx).to(previous.dtype)
         total, metrics = torch.zeros((), device=frames.device), {}
+        stream = run.stream
         for j in range(self.unroll):
+            run.stream = stream + j  # every step in time has noise of its own
             y = self.transition.encode(previous, frames[:, steps + j])
             here = self.seeing(ctx, previous)
             loss, found = super().loss(denoiser, ({self.name: self.joined(previous, y)}, here), run)
@@ -81,6 +83,7 @@ class Transitions(StandardObjective):
             if j < self.unroll - 1:
                 guess = self.transition.decode(previous, self.one_call(denoiser, here, y, run))
                 previous = self.transition.advance(previous, guess)
+        run.stream = stream
         return total, {**metrics, "loss": total.detach()}
 
     def draw(self, ctx: Context, run: Run) -> Tensor:

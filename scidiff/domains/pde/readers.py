@@ -189,7 +189,7 @@ def _settle_grid(one: Series, rules: Options) -> None:
             mean = float(steps.mean())
             if not (np.isfinite(points).all() and (steps > 0).all()):
                 raise Refused(f"the coordinates of {axis} do not increase")
-            if float(np.abs(steps - mean).max()) > UNEVEN * mean:
+            if _uneven(points, steps, mean):
                 raise Refused(f"the grid is not uniform: steps in {axis} between {steps.min():.6g} and "
                               f"{steps.max():.6g}", "interpolate to equal steps first")
         if rules.drop_endpoint:
@@ -206,6 +206,11 @@ def _settle_grid(one: Series, rules: Options) -> None:
         if points is None:
             raise Refused(f"{axis} has no coordinates", "say the lengths of the box with extent=[...]")
         one.points[k] = points
+
+
+def _uneven(points: np.ndarray, steps: np.ndarray, mean: float) -> bool:
+    """Whether steps differ by more than `UNEVEN` and the rounding of coordinates that were stored in float32."""
+    return float(np.abs(steps - mean).max()) > UNEVEN * mean + 2.0**-23 * float(np.abs(points).max())
 
 
 def _repeats(one: Series, k: int) -> bool:
@@ -232,7 +237,7 @@ def _settle_clock(one: Series, rules: Options, frames: int) -> None:
     mean = float(steps.mean())
     if not (np.isfinite(one.times).all() and (steps > 0).all()):
         raise Refused("the times do not increase")
-    if float(np.abs(steps - mean).max()) > UNEVEN * mean:
+    if _uneven(one.times, steps, mean):
         raise Refused(f"the time steps differ: between {steps.min():.6g} and {steps.max():.6g}")
     if rules.interval is not None and abs(mean - rules.interval) > UNEVEN * mean:
         raise Refused(f"the frames lie {mean:.6g} apart, not the given {rules.interval:.6g}")

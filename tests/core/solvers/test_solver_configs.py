@@ -10,7 +10,7 @@ import yaml
 
 from scidiff.core.analytic import AnalyticMixture, GaussianMixture
 from scidiff.core.denoiser import Denoiser
-from scidiff.core.path import VP, AbsorbingPath, Prediction, UniformPath
+from scidiff.core.path import VP, AbsorbingPath, LevelPath, Prediction, UniformPath
 from scidiff.core.sampler import Sampler
 from scidiff.core.solvers.fixed import Fixed
 from scidiff.core.space import Categorical
@@ -40,7 +40,8 @@ def test_a_solver_config_samples(name):
         state = Sampler(spec, Flat(), driver).run(Context.of(16), 0).state
         assert int(state["c"].max()) <= 1
         return
-    denoiser = AnalyticMixture(GaussianMixture(torch.zeros(1, 64), torch.ones(1)), VP(), kind="noise")
+    path = LevelPath(tuple(torch.linspace(0.02, 0.999, 80).tolist())) if name == "refiner" else VP()
+    denoiser = AnalyticMixture(GaussianMixture(torch.zeros(1, 64), torch.ones(1)), path, kind="noise")
     result = Sampler(denoiser.spec(), denoiser, driver).run(Context.of(16), 0)
     assert float(result.state["x"].square().mean()) == pytest.approx(1.0, abs=0.2)
     if isinstance(driver, Fixed):

@@ -235,7 +235,8 @@ def test_a_refiner_is_unrolled_through_its_first_call(ks):
     guess = w[:, 0] - 0.5 * net.of(torch.zeros(6, 1, 32, dtype=F64), w[:, 0], torch.ones(6)).detach()
     alone = StandardObjective(spec, objective.time)
     yes = torch.ones(6, dtype=torch.bool)
-    parts = [alone.loss(denoiser, ({"u": (w[:, j + 1] - h) / 0.5}, Context.of(6, cond={PREVIOUS: (h, yes)})), Run(2))[0]
+    known = [Context.of(6, cond={PREVIOUS: (h, yes)}) for h in (w[:, 0], guess)]
+    parts = [alone.loss(denoiser, ({"u": (w[:, j + 1] - h) / 0.5}, known[j]), Run(2, j))[0]
              for j, h in enumerate((w[:, 0], guess))]
     torch.testing.assert_close(loss, sum(parts) / 2, atol=0, rtol=1e-12)
 
