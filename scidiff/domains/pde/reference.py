@@ -26,7 +26,7 @@ Progress = Callable[[str, int, int | None], None]
 
 def solver(domain: PdeDomain, dtype: torch.dtype = torch.float64,
            dt: float | None = None) -> tuple[SpectralSolver, int]:
-    """A solver on the grid of the data's solver whose step divides the domain's interval, and the steps in one interval."""
+    """A solver on the grid of the data, whose step divides the domain's interval, and the steps in one interval."""
     from scidiff.domains.pde.equations import SpectralSolver
 
     law, interval = domain.law, float(domain.interval or 1.0)
