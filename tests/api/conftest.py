@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -72,8 +73,10 @@ def spawn(tmp_path, root):
     def start(*words, code=None, path=None):
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(path or root)}
         command = [sys.executable, *(["-c", code] if code else ["-m", "scidiff"]), *map(str, words)]
+        # A test run that was started in the background hands down an ignored Ctrl-C.
         started.append(subprocess.Popen(command, env=env, cwd=tmp_path, text=True, stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)))
         return started[-1]
 
     yield start

@@ -384,10 +384,8 @@ def of_bank(bank: TrajectoryBank, progress: Progress | None = None) -> Records:
         law = bank.equation.to_config() | {k: v for k, v in mine.items() if k not in ("extent", "interval")}
         attrs = {"equation": json.dumps(law), "source": "equation", "seed": bank.seed, "split": bank.split,
                  "id": f"{bank.split}-{number:05d}", "dt": step}
-        if bank.burn_in is not None:
-            attrs["burn_in"] = bank.burn_in
-        if bank.solve_shape is not None:
-            attrs["solve_shape"] = list(bank.solve_shape)
+        told = {"burn_in": bank.burn_in, "solve_shape": bank.solve_shape and list(bank.solve_shape)}
+        attrs |= {k: v for k, v in told.items() if v is not None}
         attrs |= {k: v for k, v in law.items() if isinstance(v, (int, float))}
         if "extent" in mine:
             attrs["nominal_extent"] = list(bank.extent)
