@@ -121,15 +121,11 @@ def tune(system: str, only: list[str], minutes: float, folder: Path) -> dict[str
 
 def one_step(model: Any, levels: Any, first: Any, truth: Any) -> float:
     """Mean squared error of one step, physical units, from eight states of every trajectory."""
-    step, domain = stepper(model, levels), model.domain
-    frames = torch.cat([first, truth], 1)
-    total, count = 0.0, 0
-    for start in range(0, truth.shape[1] - domain.history, max(truth.shape[1] // 8, 1)):
-        history = frames[:, start:start + domain.history]
-        guess = step(domain.scaling.apply(history).float(), torch.arange(len(history)), 1, 1 + start)
-        error = domain.scaling.undo(guess.unsqueeze(1))[:, 0].double() - frames[:, start + domain.history]
-        total, count = total + float(error.pow(2).mean()), count + 1
-    return total / count
+    from scidiff.domains.pde.levels import one_step_error
+
+    scaling = model.domain.scaling
+    frames = scaling.apply(torch.cat([first, truth], 1)).float()
+    return one_step_error(stepper(model, levels), frames, seed=1) * scaling.std[0] ** 2
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from scidiff.core.run import uniform
 from scidiff.domains.pde.equations.equation import Equation, Extent, Parameter, Typical, Waves, columns, spread, within
+from scidiff.domains.pde.equations.initial import sines
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +56,4 @@ class KuramotoSivashinsky(Equation):
     def initial(self, ids: Tensor, seed: int, shape: tuple[int, ...], extent: Extent,
                 dtype: torch.dtype = torch.float32) -> Tensor:
         """Ten sines: amplitude U(-0.5, 0.5), phase U(0, 2 pi), one or two waves in the box."""
-        amplitude = uniform(seed, ids, "ks.amplitude", 10)[:, :, None] - 0.5
-        phase = 2.0 * math.pi * uniform(seed, ids, "ks.phase", 10)[:, :, None]
-        waves = 1.0 + torch.floor(2.0 * uniform(seed, ids, "ks.waves", 10))[:, :, None]
-        x = 2.0 * math.pi * torch.arange(shape[0], dtype=torch.float64, device=ids.device) / shape[0]
-        return (amplitude * torch.sin(waves * x + phase)).sum(1, keepdim=True).to(dtype)
+        return sines("ks", ids, seed, shape, count=10, amplitude=0.5, waves=2).to(dtype)
