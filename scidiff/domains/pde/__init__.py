@@ -36,7 +36,8 @@ class PdeDomain(Domain):
     between two steps of the model; stride: data frames in it. history, target, scale: see Transition. mean, std,
     largest: of every field in the training data, physical units. joint: the state holds the history as well. burn_in:
     time units before a first state is developed (None: the equation's own). solve_shape: grid on which the equation is
-    solved for first states and references (None: `shape`).
+    solved for first states and references (None: `shape`). bandlimit: the largest wavenumber index that a rollout keeps
+    on every axis of a periodic grid; "auto" takes it from the data (None: all).
     """
 
     name: ClassVar[str] = "pde"
@@ -49,7 +50,8 @@ class PdeDomain(Domain):
                  interval: float | None = None, stride: int = 1, history: int = 1, target: str = "residual",
                  scale: float = 1.0, mean: Sequence[float] = (), std: Sequence[float] = (),
                  largest: Sequence[float] = (), joint: bool = False, time_unit: str = "1",
-                 space_unit: str = "1", burn_in: float | None = None, solve_shape: Sequence[int] | None = None) -> None:
+                 space_unit: str = "1", burn_in: float | None = None, solve_shape: Sequence[int] | None = None,
+                 bandlimit: Sequence[int] | str | None = None) -> None:
         self.equation = dict(equation) if equation else None
         self.fields, self.units = tuple(fields), tuple(units) or ("1",) * len(fields)
         self.shape, self.extent = tuple(int(n) for n in shape), tuple(float(x) for x in extent)
@@ -60,6 +62,12 @@ class PdeDomain(Domain):
         self.time_unit, self.space_unit = time_unit, space_unit
         self.burn_in = burn_in
         self.solve_shape = None if solve_shape is None else tuple(int(n) for n in solve_shape)
+        if bandlimit is None or bandlimit == "auto":
+            self.bandlimit: Any = bandlimit
+        elif isinstance(bandlimit, str) or len(bandlimit) != max(len(self.shape), 1) or min(bandlimit) < 1:
+            raise UsageError(f"bandlimit is 'auto', null or one positive wavenumber index an axis, not {bandlimit!r}.")
+        else:
+            self.bandlimit = tuple(int(k) for k in bandlimit)
 
     @property
     def transition(self) -> Transition:
@@ -82,7 +90,8 @@ class PdeDomain(Domain):
                 "stride": self.stride, "history": self.history, "target": self.target, "scale": self.scale,
                 "mean": list(self.mean), "std": list(self.std), "largest": list(self.largest), "joint": self.joint,
                 "time_unit": self.time_unit, "space_unit": self.space_unit, "burn_in": self.burn_in,
-                "solve_shape": None if self.solve_shape is None else list(self.solve_shape)}
+                "solve_shape": None if self.solve_shape is None else list(self.solve_shape),
+                "bandlimit": list(self.bandlimit) if isinstance(self.bandlimit, tuple) else self.bandlimit}
 
     def components(self) -> dict[str, tuple[Space, Shape]]:
         from scidiff.core.space import Euclidean
@@ -91,7 +100,7 @@ class PdeDomain(Domain):
         return {"u": (Euclidean(), (channels, *self.shape))}
 
     def fit(self, objects: Sequence[Dataset]) -> tuple[PdeDomain, dict[str, Any]]:
-        from scidiff.domains.pde.codec import Scaling, Transition
+        from scidiff.domains.pde.codec import Scaling, Transition, band
         from scidiff.domains.pde.data import stacked
 
         if not objects:
@@ -109,7 +118,8 @@ class PdeDomain(Domain):
                            stride * about.interval, stride, self.history, self.target, transition.scale, scaling.mean,
                            scaling.std, largest, self.joint, about.time_unit, about.space_unit,
                            objects[0].attrs.get("burn_in", self.burn_in),
-                           objects[0].attrs.get("solve_shape", self.solve_shape))
+                           objects[0].attrs.get("solve_shape", self.solve_shape),
+                           band(frames, len(about.shape)) if self.bandlimit == "auto" else self.bandlimit)
         return fitted, {}
 
     def read(self, path: str | Path, **options: Any) -> Records:

@@ -4,12 +4,15 @@
     y = (w_next - w_last) / scale             Transition, target "residual"
     y = w_next / scale                        Transition, target "direct"
 
+    P w: Fourier coefficients with |k_a| > K_a of any axis a set to zero       band_limited, periodic fields
+
 `scale` is the standard deviation of the target, so that y has unit variance: the state of the core is y, and the frames
 before it are its context. Frames are [B, F, C, *space] with time on axis 1 and fields (channels) on axis 2.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +99,29 @@ class Transition:
 
     def to_options(self) -> dict[str, Any]:
         return {"history": self.history, "target": self.target, "scale": self.scale}
+
+
+def band(frames: Tensor, dims: int, share: float = 1e-6) -> tuple[int, ...]:
+    """The largest wavenumber index on every axis of space beyond which frames [..., *space] hold at most `share` of
+    their variance."""
+    limits = []
+    for axis in range(-dims, 0):
+        power = torch.fft.rfft(frames.to(torch.float64), dim=axis).abs().pow(2).movedim(axis, -1).flatten(0, -2).mean(0)
+        power[0] = 0.0
+        beyond = power.flip(0).cumsum(0).flip(0) - power
+        limits.append(int((beyond > share * power.sum()).sum()))
+    return tuple(limits)
+
+
+def band_limited(frame: Tensor, limits: Sequence[int]) -> Tensor:
+    """Frames [..., *space] without their Fourier coefficients beyond `limits`, one wavenumber index for every axis."""
+    dims = tuple(range(-len(limits), 0))
+    z = torch.fft.fftn(frame, dim=dims)
+    for axis, limit in zip(dims, limits, strict=True):
+        n = frame.shape[axis]
+        index = torch.fft.fftfreq(n, 1.0 / n, device=frame.device).abs()
+        z = z * (index <= limit + 0.5).to(frame.dtype).view(-1, *[1] * (-axis - 1))
+    return torch.fft.ifftn(z, dim=dims).real
 
 
 def window(frames: Tensor, start: Tensor, count: int, stride: int) -> Tensor:
