@@ -62,7 +62,7 @@ def rollout(settings: Settings, progress: Progress | None = None) -> Outcome:
     """
     from scidiff.domains import load_domain
     from scidiff.domains.model import pick_device
-    from scidiff.store.run import RunFolder, open_existing
+    from scidiff.store.run import RunFolder, free, open_existing
 
     config = settings_of("rollout", settings)
     source, resume = model_for(config), config.get("resume")
@@ -91,6 +91,8 @@ def rollout(settings: Settings, progress: Progress | None = None) -> Outcome:
     if earlier is not None:
         same_model(earlier, model)
         _same_settings(earlier, kept)
+    elif config.get("out"):
+        free(config["out"])  # before the reference is solved, not after
 
     def make() -> RunFolder:
         run = RunFolder.create("rollout", model.name, ask["seed"], kept, out=config.get("out"),

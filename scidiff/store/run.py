@@ -98,12 +98,7 @@ class RunFolder:
         bibliography = references.collect(config, cite)
         settings = atomic.dump_yaml(config)
         if out is not None:
-            path = Path(out).expanduser()
-            if path.is_dir() and any(path.iterdir()):
-                raise UsageError(
-                    f"The folder {path} is not empty.", "Name a new one, or continue a run with --resume."
-                )
-            atomic.ensure_folder(path)
+            path = atomic.ensure_folder(free(out))
         else:
             stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
             path = _fresh(atomic.ensure_folder(Path(root).expanduser() / verb / name), f"{stamp}_s{seed}")
@@ -276,6 +271,14 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):  # no git, or a repository without a commit
         return None
     return commit.strip() + ("+" if changes.strip() else "")
+
+
+def free(out: str | os.PathLike[str]) -> Path:
+    """The path of a folder that a run may be written to; UsageError where it holds something already."""
+    path = Path(out).expanduser()
+    if path.is_dir() and any(path.iterdir()):
+        raise UsageError(f"The folder {path} is not empty.", "Name a new one, or continue a run with --resume.")
+    return path
 
 
 def _fresh(parent: Path, name: str) -> Path:

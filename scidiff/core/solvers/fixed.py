@@ -111,6 +111,9 @@ class Fixed:
                     raise UsageError(f"The solver starts at level {sorted(levels).index(first)} of the path and cannot "
                                      f"leave it out of its levels {list(self.levels)}.")
                 return [*chosen, 0.0] if chosen and chosen[-1] > 0 else chosen
+        if self.levels is not None:
+            raise UsageError("solver.levels chooses among the levels of a path that has some, and this state's path is "
+                             "continuous.", "Leave solver.levels out, or set solver.steps.")
         if low >= high:
             raise UsageError(f"There is nothing to integrate between t = {high:g} and t = {low:g}.")
         lead = min((n for n, c in spec.items() if not c.space.categorical), default=min(spec))

@@ -77,9 +77,10 @@ def test_levels_that_the_path_does_not_have_are_refused(levels):
         driver(levels).plan(spec_of(PATH, 2))
 
 
-def test_levels_mean_nothing_to_a_path_without_them():
-    spec = spec_of(VP(), 2)
-    assert Fixed(Ancestral(), 3, levels=[0]).plan(spec) == Fixed(Ancestral(), 3).plan(spec)
+def test_levels_of_a_continuous_path_are_refused():
+    """Nothing is ignored silently: a path without levels has none to visit."""
+    with pytest.raises(UsageError, match=r"solver\.levels"):
+        Fixed(Ancestral(), 3, levels=[0]).plan(spec_of(VP(), 2))
 
 
 def test_one_level_returns_the_first_prediction_itself():
