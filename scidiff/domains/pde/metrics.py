@@ -6,6 +6,7 @@ one-step MSE          of the first step of the rollouts; beside it its share of 
 relative L2, nRMSE, VRMSE   skill.py
 energy drift, log-spectral distance, W1, budget gap   spectra.py, over the second half of the rollout (the climate)
 CRPS, spread / skill, ranks, divergence   ensemble.py, from two members on
+correlation times of the solver and of white error beside the model's: rivals.py, where the equation is known
 
 Intervals are 95 % bootstraps over trajectories (Wilson for shares); members and steps of a trajectory stay together.
 The floor of a distance is the one between the two halves (even and odd trajectories) of the truth, and that of the
@@ -27,6 +28,7 @@ from scidiff.core.errors import UsageError
 from scidiff.core.statistics import Estimate, wilson
 from scidiff.domains.base import Metric, Verdict
 from scidiff.domains.pde import LIMIT, ensemble, skill, spectra
+from scidiff.domains.pde.rivals import rivals
 
 if TYPE_CHECKING:
     from xarray import Dataset
@@ -321,11 +323,15 @@ def of_datasets(objects: Sequence[Dataset], verdicts: Sequence[Verdict], domain:
             raise UsageError("The rollouts differ in members, steps or grid.", "Evaluate one kind at a time.")
     predicted, truth, initial = (torch.stack(x) for x in zip(*parts, strict=True))
     units = set(about.units)
-    unit = units.pop() if len(units) == 1 else ""
-    return rollout_metrics(
-        predicted, truth, initial, about.interval, about.extent, _law(chosen), list(domain.largest) or None, seed,
-        fields=fields, unit="" if unit == "1" else unit,
-        time_unit="time units" if about.time_unit == "1" else about.time_unit)
+    unit, law = units.pop() if len(units) == 1 else "", _law(chosen)
+    time_unit = "time units" if about.time_unit == "1" else about.time_unit
+    found = rollout_metrics(
+        predicted, truth, initial, about.interval, about.extent, law, list(domain.largest) or None, seed,
+        fields=fields, unit="" if unit == "1" else unit, time_unit=time_unit)
+    error = next((m.value for m in found if m.name == "one-step MSE"), None)
+    if law is not None and error is not None:
+        found += rivals(law, truth, initial, about.interval, tuple(about.extent), error, time_unit, seed)
+    return found
 
 
 def _law(objects: Sequence[Dataset]) -> Any:
