@@ -38,6 +38,7 @@ class PdeDomain(Domain):
     time units before a first state is developed (None: the equation's own). solve_shape: grid on which the equation is
     solved for first states and references (None: `shape`). bandlimit: the largest wavenumber index that a rollout keeps
     on every axis of a periodic grid; "auto" takes it from the data (None: all).
+    conserve: whether a rollout keeps the mean of every field over space, or "auto".
     """
 
     name: ClassVar[str] = "pde"
@@ -51,7 +52,7 @@ class PdeDomain(Domain):
                  scale: float = 1.0, mean: Sequence[float] = (), std: Sequence[float] = (),
                  largest: Sequence[float] = (), joint: bool = False, time_unit: str = "1",
                  space_unit: str = "1", burn_in: float | None = None, solve_shape: Sequence[int] | None = None,
-                 bandlimit: Sequence[int] | str | None = None) -> None:
+                 bandlimit: Sequence[int] | str | None = None, conserve: bool | str = False) -> None:
         self.equation = dict(equation) if equation else None
         self.fields, self.units = tuple(fields), tuple(units) or ("1",) * len(fields)
         self.shape, self.extent = tuple(int(n) for n in shape), tuple(float(x) for x in extent)
@@ -68,6 +69,9 @@ class PdeDomain(Domain):
             raise UsageError(f"bandlimit is 'auto', null or one positive wavenumber index an axis, not {bandlimit!r}.")
         else:
             self.bandlimit = tuple(int(k) for k in bandlimit)
+        if conserve not in (True, False, "auto"):
+            raise UsageError(f"conserve is true, false or 'auto', not {conserve!r}.")
+        self.conserve: Any = conserve
 
     @property
     def transition(self) -> Transition:
@@ -91,7 +95,8 @@ class PdeDomain(Domain):
                 "mean": list(self.mean), "std": list(self.std), "largest": list(self.largest), "joint": self.joint,
                 "time_unit": self.time_unit, "space_unit": self.space_unit, "burn_in": self.burn_in,
                 "solve_shape": None if self.solve_shape is None else list(self.solve_shape),
-                "bandlimit": list(self.bandlimit) if isinstance(self.bandlimit, tuple) else self.bandlimit}
+                "bandlimit": list(self.bandlimit) if isinstance(self.bandlimit, tuple) else self.bandlimit,
+                "conserve": self.conserve}
 
     def components(self) -> dict[str, tuple[Space, Shape]]:
         from scidiff.core.space import Euclidean
@@ -100,7 +105,7 @@ class PdeDomain(Domain):
         return {"u": (Euclidean(), (channels, *self.shape))}
 
     def fit(self, objects: Sequence[Dataset]) -> tuple[PdeDomain, dict[str, Any]]:
-        from scidiff.domains.pde.codec import Scaling, Transition, band
+        from scidiff.domains.pde.codec import Scaling, Transition, band, conserves_mean
         from scidiff.domains.pde.data import stacked
 
         if not objects:
@@ -119,7 +124,8 @@ class PdeDomain(Domain):
                            scaling.std, largest, self.joint, about.time_unit, about.space_unit,
                            objects[0].attrs.get("burn_in", self.burn_in),
                            objects[0].attrs.get("solve_shape", self.solve_shape),
-                           band(frames, len(about.shape)) if self.bandlimit == "auto" else self.bandlimit)
+                           band(frames, len(about.shape)) if self.bandlimit == "auto" else self.bandlimit,
+                           conserves_mean(frames, len(about.shape)) if self.conserve == "auto" else self.conserve)
         return fitted, {}
 
     def read(self, path: str | Path, **options: Any) -> Records:

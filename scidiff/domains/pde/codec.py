@@ -124,6 +124,14 @@ def band_limited(frame: Tensor, limits: Sequence[int]) -> Tensor:
     return torch.fft.ifftn(z, dim=dims).real
 
 
+def conserves_mean(frames: Tensor, dims: int, share: float = 1e-8) -> bool:
+    """Whether the mean over space of frames [B, F, C, *space] stays the same in time, in every field: its variance in
+    time is at most `share` of the field's own."""
+    mean = frames.to(torch.float64).flatten(-dims).mean(-1)
+    whole = frames.to(torch.float64).var((0, 1, *range(-dims, 0)))
+    return bool((mean.var(1, correction=0).amax(0) <= share * whole).all())
+
+
 def window(frames: Tensor, start: Tensor, count: int, stride: int) -> Tensor:
     """Frames start, start + stride, ... (`count` of them) of each trajectory: [B, count, C, *space]; start is [B]."""
     index = start[:, None] + stride * torch.arange(count, device=start.device)

@@ -110,7 +110,8 @@ class Blocks(Stepper):
     """
 
     def __init__(self, drawing: Drawing, domain: PdeDomain, rows: int, largest: Sequence[float]) -> None:
-        super().__init__(drawing.sampler, domain.transition, len(domain.fields), domain.joint, band=domain.bandlimit)
+        super().__init__(drawing.sampler, domain.transition, len(domain.fields), domain.joint, band=domain.bandlimit,
+                         conserve=domain.conserve)
         self.rows, self.scaling = rows, domain.scaling
         self.largest = torch.tensor(list(largest), dtype=torch.float64, device=drawing.device)
 

@@ -157,7 +157,8 @@ def settle(domain: PdeDomain, model: Model, trajectories: int = 64) -> tuple[dic
 
     def make(levels: Sequence[int], gain: float | None = None) -> Stepper:
         changed = {"levels": list(levels), **({} if gain is None else {"method": {"gain": gain}})}
-        return Stepper(model.drawing(changed).sampler, domain.transition, len(domain.fields), band=domain.bandlimit)
+        return Stepper(model.drawing(changed).sampler, domain.transition, len(domain.fields), band=domain.bandlimit,
+                       conserve=domain.conserve)
 
     interval = float(domain.interval or 1.0)
     rows = by_level(model.spec, model.denoiser, domain.transition, frames[:, :domain.history],

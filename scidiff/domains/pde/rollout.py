@@ -7,7 +7,8 @@ change nothing of those that are there, and a run continues from any stored fram
 range has blown up: it stops there, its later frames are NaN, and the others go on.
 
 A network never trained on them does not damp errors at wavenumbers where its data held nothing; over thousands of steps
-they gather and spoil the rest. With a band, every frame is projected onto the wavenumbers that the data occupy.
+they gather and spoil the rest. With a band, every frame is projected onto the wavenumbers that the data occupy. Nor
+does anything bring back a mean that drifts: where the equation conserves it, a rollout can be told to.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ def row_ids(trajectories: Tensor, members: int) -> Tensor:
 
 class Stepper:
     """One step of a model for rows of histories, in scaled units. `limit`: largest |w| of every field, [C]; `band`:
-    the largest wavenumber index kept on every axis of space."""
+    the largest wavenumber index kept on every axis of space. `conserve`: every field keeps its mean over space."""
 
     def __init__(self, sampler: Sampler, transition: Transition, fields: int, joint: bool = False,
-                 limit: Tensor | None = None, band: Sequence[int] | None = None) -> None:
+                 limit: Tensor | None = None, band: Sequence[int] | None = None, conserve: bool = False) -> None:
         self.sampler, self.transition, self.fields, self.joint, self.limit = sampler, transition, fields, joint, limit
-        self.band = tuple(band) if band else None
+        self.band, self.conserve = tuple(band) if band else None, conserve
         self.name = next(iter(sampler.spec))
         self.nfe = 0
 
@@ -62,7 +63,11 @@ class Stepper:
         result = self.sampler.run(ctx, Run(seed, stream=step))
         self.nfe = result.nfe
         frame = self.transition.decode(previous, result.state[self.name][:, -self.fields:])
-        return frame if self.band is None else band_limited(frame, self.band)
+        frame = frame if self.band is None else band_limited(frame, self.band)
+        if self.conserve:
+            space = tuple(range(2, frame.dim()))
+            frame = frame + (previous[:, -1] - frame).mean(space, keepdim=True)
+        return frame
 
     def sound(self, frame: Tensor) -> Tensor:
         """Which rows [B] of a frame are finite and within the limit."""

@@ -11,7 +11,7 @@ import torch
 
 from scidiff.core.errors import UsageError
 from scidiff.domains.pde import PdeDomain
-from scidiff.domains.pde.codec import band, band_limited
+from scidiff.domains.pde.codec import band, band_limited, conserves_mean
 
 made = runpy.run_path(str(Path(__file__).with_name("test_rollout.py")))
 N, tiny = made["N"], made["tiny"]
@@ -60,6 +60,26 @@ def test_a_domain_learns_its_band_and_keeps_it():
     assert len(fitted.bandlimit) == 1 and 3 <= fitted.bandlimit[0] <= 16
     again = PdeDomain(**fitted.options())
     assert again.bandlimit == fitted.bandlimit and PdeDomain().options()["bandlimit"] is None
+
+
+def test_a_rollout_keeps_the_mean_and_changes_nothing_else():
+    free, kept = tiny(), tiny(conserve=True)
+    start = torch.randn(2, 1, 1, N, generator=torch.Generator().manual_seed(2)) + 0.7
+    a, b = (f(start, torch.arange(2), 0, 1) for f in (free, kept))
+    torch.testing.assert_close(b.mean(-1), start[:, 0].mean(-1))
+    torch.testing.assert_close(b - b.mean(-1, keepdim=True), a - a.mean(-1, keepdim=True))
+    assert float((a.mean(-1) - start[:, 0].mean(-1)).abs().max()) > 1e-3
+
+
+def test_what_is_conserved_is_seen_in_the_data():
+    moving = torch.sin(X + torch.arange(5.0, dtype=torch.float64)[:, None]).expand(3, 5, 32)[:, :, None]
+    levels = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64).view(3, 1, 1, 1)
+    assert conserves_mean(moving + levels, 1), "every trajectory may have a mean of its own"
+    assert not conserves_mean(moving + 1e-3 * torch.arange(5.0).view(1, 5, 1, 1), 1)
+    fitted, _ = PdeDomain(conserve="auto").fit(PdeDomain().examples())
+    assert fitted.conserve is True and PdeDomain(**fitted.options()).conserve is True
+    with pytest.raises(UsageError, match="conserve"):
+        PdeDomain(conserve="maybe")
 
 
 @pytest.mark.parametrize("wrong", ["fine", [0], [4, 4], []])
