@@ -1,6 +1,6 @@
 """A shipped one-step model over ten thousand steps, and what a step costs beside the spectral solver.
 
-    python benchmarks/rollouts_long.py [--model ks] [--steps 10000] [--trajectories 16]
+    python benchmarks/rollouts_long.py [--model ks] [--steps 10000] [--trajectories 16] [--rows shipped first plain]
 
 Stability: trajectories from test states; a trajectory holds while it is finite and within three times the largest
 training value, and its energy is right while the mean of u^2 over the last 2,000 steps lies within 10 % of the truth's
@@ -109,6 +109,8 @@ def main() -> None:
     parser.add_argument("--model", default="ks")
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--trajectories", type=int, default=16)
+    every = ["shipped", "first", "plain"]
+    parser.add_argument("--rows", nargs="+", choices=every, default=every)
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = api.load(options.model, "cpu")
@@ -117,8 +119,9 @@ def main() -> None:
     energy = attractor_energy(domain)
     top = len(next(iter(model.spec.values())).path.levels) - 1
     rows = []
-    for label, step in (("as shipped", stepper(model)), ("first call alone", stepper(model, [top])),
-                        ("as shipped, without band and kept mean", stepper(model, band=False))):
+    ways = {"shipped": ("as shipped", stepper(model)), "first": ("first call alone", stepper(model, [top])),
+            "plain": ("as shipped, without band and kept mean", stepper(model, band=False))}
+    for label, step in (ways[key] for key in options.rows):
         rows.append({"rollout": label, **held(model, step, first[:options.trajectories], options.steps, energy)})
         print(json.dumps(rows[-1]), flush=True)
     speed = cost(domain, stepper(model), first)
@@ -127,7 +130,7 @@ def main() -> None:
     content = {
         "kind": "benchmark",
         "title": f"The shipped model {model.name}: {options.steps:,} steps, and the cost of a step",
-        "command": "python benchmarks/rollouts_long.py",
+        "command": f"python benchmarks/rollouts_long.py --rows {' '.join(options.rows)}",
         "date": datetime.date.today().isoformat(), "versions": {"torch": torch.__version__},
         "notes": [f"{options.trajectories} trajectories from test states (seed {TEST}), one member each. Truth: mean "
                   f"u^2 = {energy:.4g} on the attractor. Energy is judged over the last {LATE:,} steps.",

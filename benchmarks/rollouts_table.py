@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+LEVELS = "Levels of the refiners (validation)"
 
 
 def table(system: str, about: dict[str, Any], methods: list[str], folder: Path, count: int) -> None:
@@ -65,6 +66,11 @@ def table(system: str, about: dict[str, Any], methods: list[str], folder: Path, 
                 row["ratio"] = pair.own_ratio.value
             rows.append(row)
             print(json.dumps(row), flush=True)
+    target = ROOT / "benchmarks" / "results" / f"rollouts_{system}.json"
+    if target.is_file():  # rows of methods that were not asked for stay as they were measured
+        before = {t["title"]: t["rows"] for t in json.loads(target.read_text())["tables"]}
+        rows = _merged(rows, before.get("Models", []), METHODS)
+        levels_table = _merged(levels_table, before.get(LEVELS, []), METHODS)
     content = {
         "kind": "benchmark",
         "title": f"Rollouts of Kuramoto-Sivashinsky, {system}: {about['minutes']:g} minutes of one core a model",
@@ -79,13 +85,21 @@ def table(system: str, about: dict[str, Any], methods: list[str], folder: Path, 
             "batch and processor time; the learning rate is the best of three by one-step validation error after "
             "short runs of equal length at L = 22. One training seed each.",
         ],
-        "tables": [{"title": "Models", "rows": rows}, {"title": "Levels of the refiners (validation)",
-                                                       "rows": levels_table},
+        "tables": [{"title": "Models", "rows": rows}, {"title": LEVELS, "rows": levels_table},
                    *references(model, first, truth, about)],
     }
-    target = ROOT / "benchmarks" / "results" / f"rollouts_{system}.json"
     target.write_text(json.dumps(content, indent=1) + "\n")
     print(f"wrote {target.relative_to(ROOT)}")
+
+
+def _merged(new: list[dict[str, Any]], old: list[dict[str, Any]], methods: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of all methods in their order; new ones replace the old ones of their method."""
+    def owner(row: dict[str, Any]) -> int:
+        names = [label for label, _ in methods.values()]
+        return next(i for i, name in enumerate(names) if str(row["method"]).startswith(name))
+
+    fresh = {owner(row) for row in new}
+    return sorted([*new, *(row for row in old if owner(row) not in fresh)], key=owner)
 
 
 def references(model: Any, first: Any, truth: Any, about: dict[str, Any]) -> list[dict[str, Any]]:
