@@ -81,3 +81,13 @@ def test_05_forecasts_a_field(tmp_path):
     assert rows[-1][1] > rows[1][1] > 0.0
     assert rows[-1][2] > rows[1][2] > 0.0
     assert (tmp_path / "runs/field/rollout.nc").is_file()
+
+
+def test_06_reads_a_property_and_spots_what_is_not_real(tmp_path):
+    pytest.importorskip("torch_geometric", reason="scoring graphs needs torch_geometric")
+    shown = run("06_score_graphs.py", tmp_path)
+    error, guess = re.search(r"read to \+- ([\d.]+) \(a constant guess: ([\d.]+)\)", shown).groups()
+    assert float(error) < 0.8 * float(guess)
+    told = {m[1]: float(m[2]) for m in re.finditer(r"^(\w+ \w+) .*\+- [\d.]+ +([\d.]+) ", shown, re.M)}
+    assert told["random graphs"] > 0.8
+    assert abs(told["small worlds"] - 0.5) < 0.2

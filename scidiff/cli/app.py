@@ -77,7 +77,8 @@ def generate(
     resume: Resume = None,
     only: Only = None,
     num_atoms: Annotated[
-        str | None, typer.Option(metavar="7|4-9", help="heavy atoms (or nodes) of a sample (sampling.sizes)")
+        str | None,
+        typer.Option("--num-atoms", "--num-nodes", metavar="7|4-9", help="atoms or nodes of a sample (sampling.sizes)"),
     ] = None,
     condition: Condition = None,
     guide: Guide = None,
@@ -300,17 +301,25 @@ def show(
 
 @app.command()
 def copy(
-    what: Annotated[str, typer.Argument(metavar="GROUP/NAME", show_default=False)],
+    what: Annotated[str, typer.Argument(metavar="GROUP/NAME|FILE.pth", show_default=False)],
     to: Annotated[str, typer.Argument(metavar="FOLDER", show_default=False)],
-    force: Annotated[bool, typer.Option("--force", help="replace a file that is there")] = False,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace what is there")] = False,
     debug: Debug = False,
 ) -> None:
-    """Copy a config, to change it.
+    """Copy a config, to change it; or a released GDSS weight file, as a model of ours.
 
-    Example: scidiff copy experiment/qm9_flow .
+    Examples: scidiff copy experiment/qm9_flow .; scidiff copy gdss_qm9.pth my_qm9 (then scidiff generate --from
+    my_qm9); data.path=FILE or data.root=FOLDER say how large its samples are
     """
     from scidiff.cli.catalog import copy_option
+    from scidiff.cli.work import converted, is_released
 
+    if is_released(what):
+        converted(what, to, words or [], force)
+        return
+    if words:
+        raise UsageError(f"'copy' of a config has no setting {words[0]!r}.")
     copy_option(what, Path(to), force)
 
 

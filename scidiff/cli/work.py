@@ -203,6 +203,27 @@ def bring(name: str) -> None:
         print(place)
 
 
+def is_released(what: str) -> bool:
+    """Whether `copy` is asked for a weight file of others, not for a config."""
+    return what.lower().endswith((".pth", ".pt"))
+
+
+def converted(file: str, out: str, words: Sequence[str], force: bool) -> None:
+    """`scidiff copy FILE.pth OUT`."""
+    one_path("copy", [file])
+    settings = dict(word.partition("=")[::2] for word in words)
+    for key in settings:
+        if not key.startswith("data.") or not settings[key]:
+            raise UsageError(f"'copy' of a weight file has no setting {key!r}.", "It takes data.root or data.path.")
+    _writable(out)
+    with feedback.Progress() as progress:
+        from scidiff.api.released import copy_released
+
+        data = {key.removeprefix("data."): value for key, value in settings.items()}
+        made = copy_released(file, out, data, force, progress)
+    feedback.summary("scidiff copy", made.summary, made.folder, f"scidiff generate --from {out}")
+
+
 def _writable(out: str | None) -> None:
     """A sentence before the work, where the folder of the results cannot be made."""
     if out is None:

@@ -9,7 +9,8 @@ from importlib.metadata import EntryPoint, entry_points
 from scidiff.core.errors import UsageError, nearest
 from scidiff.domains.base import Domain
 
-BUILT_IN = {"molecule": "scidiff.domains.molecule:MoleculeDomain", "pde": "scidiff.domains.pde:PdeDomain"}
+BUILT_IN = {"molecule": "scidiff.domains.molecule:MoleculeDomain", "graph": "scidiff.domains.graph:GraphDomain",
+            "pde": "scidiff.domains.pde:PdeDomain"}
 
 
 @lru_cache(maxsize=1)

@@ -28,7 +28,10 @@ from scidiff.store.model import assemble
 from scidiff.store.targets import build
 
 Progress = Callable[[str, int, int | None], None]
-CHUNK = 256
+CHUNK, PAIRS = 256, 1 << 20
+"""Samples computed together at most, and pairs of their atoms or nodes, where a state has any."""
+UNCONDITIONAL = ("scidiff.core.guidance.predictor.PredictorGuidance",)
+"""Guidance that needs no conditions of the model."""
 
 
 def pick_device(wanted: str | None) -> torch.device:
@@ -116,8 +119,8 @@ class Model:
         return dict((self.config.get("statistics") or {}).get("conditions") or {})
 
     def agree(self, guidance: Mapping[str, Any] | None, condition: Mapping[str, Any] | None) -> None:
-        """UsageError where guidance has nothing to act on."""
-        if not guidance or "_target_" not in guidance:
+        """UsageError where guidance by conditions has nothing to act on."""
+        if not guidance or "_target_" not in guidance or guidance["_target_"] in UNCONDITIONAL:
             return
         if not self.conditions:
             raise UsageError(f"The model {self.name!r} was trained without conditions, so it cannot be guided.",
@@ -145,7 +148,10 @@ class Model:
         return ctx
 
     def chunks(self, ctx: Context, chunk: int | None = None) -> list[list[int]]:
-        """Which rows of the context are computed together: similar sizes, at most `chunk` (default 256)."""
+        """Which rows of the context are computed together: similar sizes, at most `chunk` (default: 256, fewer where
+        pairs of a large graph would fill the memory)."""
+        if chunk is None and any(c.shape.count("N") > 1 for c in self.spec.values()) and ctx.sizes is not None:
+            chunk = min(CHUNK, max(PAIRS // int(ctx.sizes.max()) ** 2, 1))
         return [part.tolist() for part in chunks_by_length(ctx.sizes, ctx.batch, chunk or CHUNK)]
 
     def draw(self, drawing: Drawing, ctx: Context, rows: Sequence[int], seed: int,

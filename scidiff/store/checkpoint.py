@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from scidiff.core.errors import MissingLibrary, ScidiffError, UsageError, nearest
 from scidiff.store import atomic, targets
-from scidiff.store.locate import PACKAGE
+from scidiff.store.locate import PACKAGE, shared_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -184,7 +184,13 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
         return _from_hub(text)
     if looks_like_path or "/" in text or os.sep in text:
         raise UsageError(f"The checkpoint or run {text} does not exist.")
-    names = [m.experiment for m in models] + [m.alias for m in models if m.alias]
+    recipes = _recipes()
+    if recipe := recipes.get(wanted):
+        raise UsageError(
+            f"The weights of {recipe!r} are not part of the package.",
+            f"Train them with 'scidiff train {recipe}', then name the run's folder with --from.",
+        )
+    names = [m.experiment for m in models] + [m.alias for m in models if m.alias] + list(recipes)
     raise UsageError(f"There is no model named {text!r}.", nearest(text, names))
 
 
@@ -204,6 +210,15 @@ def shipped(root: str | os.PathLike[str] | None = None) -> list[Shipped]:
                 folder=file.parent,
             )
         )
+    return found
+
+
+def _recipes() -> dict[str, str]:
+    """Name or alias -> name of every packaged experiment."""
+    found = {}
+    for file in sorted((shared_folder("conf") / "experiment").glob("*.yaml")):
+        alias = str(atomic.read_yaml(file, "experiment").get("alias") or file.stem)
+        found |= {alias.replace("-", "_").lower(): file.stem, file.stem.lower(): file.stem}
     return found
 
 

@@ -43,6 +43,7 @@ _LIBRARIES = (
     "hydra-core",
     "omegaconf",
     "rdkit",
+    "networkx",
 )
 _EXPLAINED = {
     "README.txt": "this list",
@@ -56,6 +57,9 @@ _EXPLAINED = {
     "molecules.png": "a picture of the first samples",
     "samples.sdf": "the samples with 2-D coordinates, for chemistry programs",
     "smiles.smi": "one line a valid sample: SMILES, id",
+    "graphs.npz": "all graphs, in arrays: n_nodes, edge_ptr, edges, name, and node_label where nodes have one",
+    "graphs.png": "a picture of the first samples",
+    "graphml": "one file a graph, for other programs; the id is its name",
     "log": "losses and figures of the training, as CSV",
     "last.ckpt": "the state of the training, for --resume alone",
     "cache": "the encoded training data",

@@ -104,28 +104,40 @@ class Cache:
 class TrainingBatches(torch.utils.data.IterableDataset):
     """Batches `start`, `start + 1`, ..., `stop - 1` of an endless shuffled pass: batch k depends on (seed, k) alone.
 
-    Samples of similar length share a batch. With `fixed` every batch is padded to the full length (one compiled shape).
+    Samples of similar length share a batch, and the remainder of a pass is left out; `as_they_fall` does neither: the
+    last batch of a pass is smaller. With `fixed` every batch is padded to the full length (one compiled shape).
     Of `ranks` devices the one numbered `rank` takes every so-manieth batch: step k of it is batch k ranks + rank.
     """
 
     def __init__(self, data: TensorData, size: int, seed: int, start: int, stop: int, fixed: bool = False,
-                 rank: int = 0, ranks: int = 1) -> None:
+                 rank: int = 0, ranks: int = 1, as_they_fall: bool = False) -> None:
         self.data, self.size, self.seed, self.start, self.stop = data, min(size, len(data)), seed, start, stop
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.ranks, self.as_they_fall = rank, ranks, as_they_fall
         self.length = None if data.sizes is None or not fixed else int(data.sizes.max())
+        self.per_pass = batches_a_pass(len(data), size, as_they_fall)
 
     def __iter__(self) -> Iterator[tuple[State, Context]]:
         worker = torch.utils.data.get_worker_info()
         offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        per_pass = max(len(self.data) // self.size, 1)
         number, plan = -1, []
         for step in range(self.start + offset, self.stop, stride):
             batch = step * self.ranks + self.rank
-            if batch // per_pass != number:
-                number = batch // per_pass
-                plan = batches_by_length(self.data.sizes, len(self.data), self.size, self.seed * 1_000_003 + number,
-                                         mixed=self.length is not None)
-            yield self.data.batch(plan[batch % per_pass], self.length)
+            if batch // self.per_pass != number:
+                number = batch // self.per_pass
+                plan = self._pass(self.seed * 1_000_003 + number)
+            yield self.data.batch(plan[batch % self.per_pass], self.length)
+
+    def _pass(self, seed: int) -> list[Tensor]:
+        """The row numbers of every batch of one pass."""
+        if self.as_they_fall:
+            order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(seed % (1 << 63)))
+            return list(order.split(self.size))
+        return batches_by_length(self.data.sizes, len(self.data), self.size, seed, mixed=self.length is not None)
+
+
+def batches_a_pass(count: int, size: int, as_they_fall: bool = False) -> int:
+    """How many batches of at most `size` samples a pass over `count` samples has."""
+    return -(-count // size) if as_they_fall else max(count // min(size, count), 1)
 
 
 class HoldOut(torch.utils.data.Dataset):

@@ -17,7 +17,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 
-from scidiff.core.errors import ScidiffError, UsageError
+from scidiff.core.errors import ScidiffError, UsageError, nearest
 from scidiff.store import atomic
 from scidiff.store.model import assemble
 from scidiff.store.targets import build
@@ -26,6 +26,7 @@ from scidiff.training.callbacks import Export, Narrate, Preview
 from scidiff.training.module import Training
 
 LAST = "last.ckpt"
+OPTIMIZERS = ("adam", "adamw")
 MIXED: dict[Any, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -96,6 +97,9 @@ def check(settings: Mapping[str, Any]) -> None:
     for key in ("max_steps", "batch"):
         if int(settings[key]) <= 0:
             raise UsageError(f"trainer.{key} must be above 0, not {settings[key]}.")
+    if settings.get("optimizer", "adamw") not in OPTIMIZERS:
+        raise UsageError(f"There is no optimizer {settings['optimizer']!r}.",
+                         nearest(str(settings["optimizer"]), OPTIMIZERS))
     _accelerator(settings)
 
 

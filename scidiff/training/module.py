@@ -1,9 +1,11 @@
 """The one LightningModule: a denoiser, an objective, an optimiser. No domain, no data format.
 
 Learning rate: linear warm-up, then cosine to `floor` times the peak over `max_steps` (or over `max_minutes` of training
-time, whichever is further along). Time is counted from the first finished step, so that compiling is not; with
-`clock: cpu` it is the processor time of this process, which other work on the machine does not shorten. Random numbers
-come from (seed, sample, step), so a resumed run repeats the uninterrupted one.
+time, whichever is further along); with `decay_per_epoch` a constant factor for each pass over the data instead. Time is
+counted from the first finished step, so that compiling is not; with `clock: cpu` it is the processor time of this
+process, which other work on the machine does not shorten. `clip` bounds the norm of the gradient of the whole model,
+or with `clip_parts` of each network in it (the backbone's submodules). Random numbers come from (seed, sample, step),
+so a resumed run repeats the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch import Tensor
 from scidiff.core.denoiser import Denoiser
 from scidiff.core.objective import Batch, Objective
 from scidiff.core.run import Run
-from scidiff.training.cache import Cache, HoldOut, TrainingBatches
+from scidiff.training.cache import Cache, HoldOut, TrainingBatches, batches_a_pass
 
 
 class Training(lightning.LightningModule):
@@ -50,19 +52,39 @@ class Training(lightning.LightningModule):
         limit = self._settings.get("pause_after")
         return bool(limit) and self.minutes - self._spent >= float(limit)
 
+    def epoch(self) -> int:
+        """Finished passes over the training data."""
+        s = self._settings
+        per_pass = batches_a_pass(len(self._cache.train), int(s["batch"]), bool(s.get("as_they_fall")))
+        return self.global_step * self.trainer.world_size // per_pass
+
     def learning_rate(self) -> float:
         s = self._settings
         warm = min((self.global_step + 1) / max(int(s["warmup"]), 1), 1.0)
+        if s.get("decay_per_epoch"):
+            return float(s["lr"]) * warm * float(s["decay_per_epoch"]) ** self.epoch()
         floor = float(s["floor"])
         return float(s["lr"]) * warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * self.progress())))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         s = self._settings
+        fused = s.get("autocast") != "fp16"
+        if s.get("optimizer", "adamw") == "adam":  # weight decay as a term of the loss
+            return torch.optim.Adam(self.denoiser.parameters(), lr=float(s["lr"]), betas=tuple(s["betas"]),
+                                    weight_decay=float(s["weight_decay"]), fused=fused)
         decay = [p for p in self.denoiser.parameters() if p.dim() > 1]
         plain = [p for p in self.denoiser.parameters() if p.dim() <= 1]
         return torch.optim.AdamW(
             [{"params": decay, "weight_decay": float(s["weight_decay"])}, {"params": plain, "weight_decay": 0.0}],
-            lr=float(s["lr"]), betas=tuple(s["betas"]), fused=s.get("autocast") != "fp16")
+            lr=float(s["lr"]), betas=tuple(s["betas"]), fused=fused)
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None,
+                                    gradient_clip_algorithm: str | None = None) -> None:
+        if not (self._settings.get("clip_parts") and gradient_clip_val):
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        for part in self.denoiser.backbone.children():  # type: ignore[union-attr]
+            torch.nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self._started is None:
@@ -96,7 +118,7 @@ class Training(lightning.LightningModule):
         s = self._settings
         data = TrainingBatches(self._cache.train, int(s["batch"]), self._seed, self.global_step, int(s["max_steps"]),
                                fixed=bool(s.get("compile")), rank=self.trainer.global_rank,
-                               ranks=self.trainer.world_size)
+                               ranks=self.trainer.world_size, as_they_fall=bool(s.get("as_they_fall")))
         return torch.utils.data.DataLoader(data, batch_size=None, num_workers=int(s.get("workers", 0)))
 
     def val_dataloader(self) -> torch.utils.data.DataLoader:

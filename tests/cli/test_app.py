@@ -146,7 +146,7 @@ def test_fetch_prints_where_the_files_are(calls, elsewhere, capsys):
 
 @pytest.mark.parametrize("words, sentence", [
     (["generat"], "No such command 'generat'. Did you mean 'generate'?"),
-    (["generate"], "Name a domain (molecule) or a model with --from."),
+    (["generate"], "Name a domain (graph, molecule) or a model with --from."),
     (["generate", "molecul"], "There is no domain named 'molecul'. Did you mean 'molecule'?"),
     (["generate", "molecule", "crystal"], "takes one domain"),
     (["generate", "molecule", "-n", "0"], "-n must be above 0, not 0."),
@@ -155,11 +155,11 @@ def test_fetch_prints_where_the_files_are(calls, elsewhere, capsys):
     (["generate", "molecule", "--stepz", "3"], "No such option: --stepz"),
     (["generate", "molecule", "--seed", "-1"], "The seed must be"),
     (["generate", "molecule", "--from", "qm8x"], "'qm8x'"),
-    (["generate", "molecule", "solver=mixtur"], "There is no solver named 'mixtur'. Did you mean 'mixture'?"),
+    (["generate", "molecule", "solver=mixtur"], "There is no solver named 'mixtur'. Did you mean 'mixture' or"),
     (["generate", "molecule", "--device", "cud"], "There is no device named 'cud'. Did you mean 'cuda'"),
     (["generate", "molecule", "--resume", "nowhere"], "The run folder nowhere does not exist."),
     (["generate", "molecule", "-m", "--dry-run"], "--dry-run shows one run."),
-    (["train", "qm9_flo"], "There is no experiment named 'qm9_flo'. Did you mean 'qm9_flow'?"),
+    (["train", "qm9_flo"], "There is no experiment named 'qm9_flo'. Did you mean 'qm9_flow' or"),
     (["train", "experimnt=x"], "'train' has no setting 'experimnt'. Did you mean 'experiment'?"),
     (["evaluate"], "takes one file or folder"),
     (["evaluate", "nowhere.smi"], "There is no file or folder 'nowhere.smi'."),
@@ -167,12 +167,12 @@ def test_fetch_prints_where_the_files_are(calls, elsewhere, capsys):
     (["fetch", "qm8"], "There is no data set named 'qm8'. Did you mean 'qm9'?"),
     (["list", "sovers"], "There is no list of 'sovers'. Did you mean 'solvers'"),
     (["show", "generat"], "Did you mean 'generate'?"),
-    (["copy", "experiment/qm9", "."], "There is no experiment named 'qm9'. Did you mean 'qm9_flow'?"),
+    (["copy", "experiment/qm9", "."], "There is no experiment named 'qm9'. Did you mean 'qm9_gdss' or 'qm9_flow'?"),
     (["copy", "experimen/qm9", "."], "There is no config group 'experimen'. Did you mean 'experiment'?"),
     (["new", "domein", "toy"], "'new' cannot write a 'domein'. It writes: domain."),
     (["new", "domain", "1toy"], "'1toy' cannot name a domain."),
     (["new", "domain", "molecule"], "A domain named 'molecule' is already installed."),
-    (["reconstruct", "x.nii.gz"], "No installed domain offers 'reconstruct' yet. Installed: molecule, pde."),
+    (["reconstruct", "x.nii.gz"], "No installed domain offers 'reconstruct' yet. Installed: graph, molecule, pde."),
     (["generate", "pde"], "The domain 'pde' does not offer 'generate'. It offers: rollout, train, evaluate."),
 ])
 def test_wrong_usage_is_one_sentence_and_exit_code_2(calls, elsewhere, words, sentence, capsys):

@@ -125,3 +125,104 @@ def test_gradients_reach_every_parameter_after_one_step():
     still = [n for n, p in net.named_parameters() if p.grad is None or float(p.grad.abs().sum()) == 0]
     # The shift that all logits of a row share drops out of the softmax.
     assert all("absent" not in n for n in still) and len(still) <= 2, still
+
+
+def bare(**more) -> PairFormer:
+    """A network for graphs whose nodes have no classes."""
+    torch.manual_seed(0)
+    net = PairFormer(0, 3, nodes=None, pairs="edges", pair_logits=2, orders=[0.0, 1.0], dx=16, de=8, dc=16, depth=2,
+                     heads=4, walks=4, degree_share=True, **more)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return net.double().eval()
+
+
+def unlabelled():
+    features, t, ctx = graphs()
+    return {"edges": features["bonds"][..., :3]}, t, ctx
+
+
+@pytest.mark.parametrize("past", [False, True])
+def test_without_node_classes_permuting_the_nodes_permutes_the_pairs(past):
+    features, t, ctx = unlabelled()
+    previous = None
+    if past:
+        draws = torch.softmax(torch.randn(3, 6, 6, 2, dtype=torch.float64), -1)
+        previous = {"edges": 0.5 * (draws + draws.transpose(1, 2))}
+    assert_equivariant(bare(), features, t, ctx, {"edges": ("N", "N")}, previous, tolerance=1e-6)
+    out = bare()(features, t, ctx, previous)
+    assert set(out) == {"edges"} and out["edges"].shape == (3, 6, 6, 2)
+    torch.testing.assert_close(out["edges"], out["edges"].transpose(1, 2), rtol=0, atol=0)
+
+
+def test_without_node_classes_padding_is_never_read_and_degrees_are():
+    net = bare()
+    features, t, ctx = unlabelled()
+    out = net(features, t, ctx)["edges"]
+    short = {"edges": features["edges"][1:2, :4, :4]}
+    alone = net(short, t[1:2], Context(torch.tensor([1]), sizes=torch.tensor([4])))["edges"]
+    torch.testing.assert_close(out[1:2, :4, :4], alone, rtol=0, atol=1e-12)
+    column = net.node_in.weight[:, -1].clone()
+    with torch.no_grad():
+        net.node_in.weight[:, 5] = 0  # degree / n stands behind four walks and the degree
+    assert not torch.equal(net(features, t, ctx)["edges"], out) and column.shape == (16,)
+
+
+def test_what_a_network_with_node_classes_holds_is_as_it_was():
+    names = [n for n, _ in network().named_parameters() if "layers" not in n]
+    assert names == ["node_in.weight", "node_in.bias", "pair_in.weight", "pair_in.bias", "time.mlp.0.weight",
+                     "time.mlp.0.bias", "time.mlp.2.weight", "time.mlp.2.bias", "size.weight", "size.bias",
+                     "modulation.weight", "modulation.bias", "node_norm.weight", "node_norm.bias", "pair_norm.weight",
+                     "pair_norm.bias", "node_out.weight", "node_out.bias", "pair_out.weight", "pair_out.bias",
+                     "pair_from_nodes.weight", "pair_from_nodes.bias"]
+    shapes = {n: tuple(p.shape) for n, p in network().named_parameters()}
+    assert shapes["node_in.weight"] == (16, 2 * K + 4 + 2) and shapes["node_out.weight"] == (K, 16)
+    assert not [n for n, _ in bare().named_parameters() if n.startswith("node_out")]
+
+
+def test_pairs_held_once_or_twice_give_the_same_numbers_and_gradients(monkeypatch):
+    from scidiff.nn import pairformer
+
+    features, t, ctx = graphs()
+    past = {n: torch.softmax(v, -1) for n, v in features.items()}
+    for net, given, previous in ((network(), features, past), (bare(), unlabelled()[0], None)):
+        found = []
+        for once in (2, 100):
+            monkeypatch.setattr(pairformer, "ONCE", once)
+            leaves = {n: v.clone().requires_grad_() for n, v in given.items()}
+            out = net(leaves, t, ctx, previous)
+            name = net.pairs
+            weight = torch.linspace(-1, 1, out[name].numel(), dtype=torch.float64).view(out[name].shape)
+            grads = torch.autograd.grad((out[name] * weight).sum(), [*leaves.values(), *net.parameters()],
+                                        allow_unused=True)
+            found.append((out[name], *(g for g in grads if g is not None)))
+        assert len(found[0]) == len(found[1]) > 20
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)  # walks are float32
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_matrices_become_rows_and_matrices_again(n, monkeypatch):
+    from scidiff.nn import pairformer
+
+    monkeypatch.setattr(pairformer, "ONCE", 1)
+    held = pairformer.Pairs(n, torch.device("cpu"))
+    x = torch.randn(2, n, n, 3, dtype=torch.float64)
+    x = 0.5 * (x + x.transpose(1, 2))
+    rows = held.rows(x)
+    assert rows.shape == (2, n * (n + 1) // 2, 3) and torch.equal(held.matrix(rows), x)
+    rows = rows.clone().requires_grad_()
+    assert torch.autograd.gradcheck(held.matrix, (rows,)) and torch.autograd.gradcheck(
+        held.rows, (x.clone().requires_grad_(),))
+
+
+def test_permuting_the_nodes_of_a_large_graph_permutes_its_pairs():
+    from scidiff.nn.pairformer import ONCE
+
+    g = torch.Generator().manual_seed(3)
+    edges = torch.randint(0, 2, (2, ONCE + 3, ONCE + 3), generator=g).triu(1)
+    ctx = Context(torch.arange(2), sizes=torch.tensor([ONCE + 3, ONCE]), n_max=ONCE + 3)
+    hot = F.one_hot(edges + edges.transpose(1, 2), 3).double() * ctx.mask(("N", "N")).unsqueeze(-1)
+    assert_equivariant(bare(), {"edges": hot}, torch.tensor([0.2, 0.7]).double(), ctx, {"edges": ("N", "N")}, None,
+                       tolerance=1e-6)

@@ -174,3 +174,11 @@ def test_shipped_models_are_listed_without_their_weights(folder: Path) -> None:
     (model,) = checkpoint.shipped(folder.parent)
     assert (model.experiment, model.alias, model.domain) == ("qm9_flow", "qm9", "molecule")
     assert model.summary == "Small molecules." and model.folder == folder and model.megabytes >= 0
+
+
+def test_an_experiment_without_weights_says_how_to_train_them():
+    for name in ("grid_flow", "grid-flow"):
+        with pytest.raises(UsageError, match=r"weights of 'grid_flow' are not part .* 'scidiff train grid_flow'"):
+            checkpoint.find(name)
+    with pytest.raises(UsageError, match=r"no model named 'grid_flo'\. Did you mean 'grid_flow'"):
+        checkpoint.find("grid_flo")

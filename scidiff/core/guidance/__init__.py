@@ -2,5 +2,6 @@
 
 from scidiff.core.guidance.clamp import Clamp
 from scidiff.core.guidance.classifier_free import ClassifierFree
+from scidiff.core.guidance.predictor import PredictorGuidance
 
-__all__ = ["Clamp", "ClassifierFree"]
+__all__ = ["Clamp", "ClassifierFree", "PredictorGuidance"]

@@ -125,6 +125,7 @@ class GaussianPath(Path):
     kind the network predicts; another kind's name gives that kind's error whatever is predicted; "min_snr" caps the
     data error's weight at `gamma` (Hang et al. 2023, arXiv 2303.09556), "likelihood" is g^2 (Song et al. 2021, arXiv
     2101.09258), "edm" the unit-variance weight for data of standard deviation `data_std` (arXiv 2206.00364).
+    source_std: standard deviation of the source where it is not sigma at t_max (short schedules started from N(0, 1)).
     """
 
     kernels: ClassVar[frozenset[str]] = frozenset({"affine", "posterior", "renoise", "langevin"})
@@ -138,10 +139,13 @@ class GaussianPath(Path):
     weight: str = "own"
     gamma: float = 5.0
     data_std: float = 1.0
+    source_std: float | None = None
 
     def __post_init__(self) -> None:
         if self.weight not in WEIGHTS:
             raise ScidiffError(f"A Gaussian path has no loss weight {self.weight!r}.", nearest(self.weight, WEIGHTS))
+        if self.source_std is not None and not self.source_std > 0.0:
+            raise ScidiffError(f"The standard deviation of a source is positive, unlike {self.source_std}.")
         if not 0.0 <= self.t_min < self.t_max <= 1.0 and self.levels is None:
             raise ScidiffError(f"A path's bounds must satisfy 0 <= t_min < t_max <= 1, not {self.t_min}, {self.t_max}.")
 
@@ -232,21 +236,23 @@ class GaussianPath(Path):
         mu = self.centre(ctx)
         return z if mu is None else z + fit_to(weight, z) * mu.to(z.dtype)
 
+    @property
+    def _source_std(self) -> float:
+        return self.coefficients(self.t_max).sigma if self.source_std is None else self.source_std
+
     def source(self, ctx: Site, noise: Noise) -> Tensor:
-        """c mu + sigma eps at t_max, or the source that the context gives."""
+        """c mu + sigma eps at t_max (or source_std eps), or the source that the context gives."""
         if ctx.given_source is not None:
             return ctx.given_source
-        k = self.coefficients(self.t_max)
-        return self.shifted(noise.normal("source") * k.sigma, k.c, ctx)
+        return self.shifted(noise.normal("source") * self._source_std, self.coefficients(self.t_max).c, ctx)
 
     def corrupt(self, x0: Tensor, t: Time, ctx: Site, noise: Noise, x1: Tensor | None = None) -> Corrupted:
-        """x_t given x0; x1, a draw of the source, fixes eps = (x1 - c mu) / sigma at t_max."""
+        """x_t given x0; x1, a draw of the source, fixes eps = (x1 - c mu) / its standard deviation."""
         k = self.coefficients(t)
         if x1 is None:
             eps = noise.normal("corrupt", x0.dtype)
         else:
-            end = self.coefficients(self.t_max)
-            eps = self.shifted(x1.to(x0.dtype), -end.c, ctx) / end.sigma
+            eps = self.shifted(x1.to(x0.dtype), -self.coefficients(self.t_max).c, ctx) / self._source_std
         z = fit_to(k.alpha, x0) * x0 + fit_to(k.sigma, x0) * eps
         return Corrupted(self.shifted(z, k.c, ctx), eps, x1)
 

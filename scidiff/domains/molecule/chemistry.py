@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rdkit.Chem import Mol
 
 _PROBLEM = "_scidiff_problem"
+_CORRECTED = "_scidiff_corrected"
 
 
 def require_rdkit() -> None:
@@ -64,7 +65,7 @@ def _explain(mol: Mol) -> str:
         if problem.GetType() == "AtomValenceException":
             atom = mol.GetAtomWithIdx(problem.GetAtomIdx())
             used = sum(b.GetValenceContrib(atom) for b in atom.GetBonds())
-            allowed = _largest_valence(atom.GetSymbol(), atom.GetFormalCharge())
+            allowed = largest_valence(atom.GetSymbol(), atom.GetFormalCharge())
             sign = atom.GetFormalCharge()
             charge = "" if sign == 0 else f" (charge {sign:+d})"
             limit = f"exceeds {allowed}" if allowed is not None else "is impossible"
@@ -76,7 +77,7 @@ def _explain(mol: Mol) -> str:
 
 
 @lru_cache(maxsize=256)
-def _largest_valence(element: str, charge: int) -> int | None:
+def largest_valence(element: str, charge: int) -> int | None:
     """Largest valence RDKit permits an atom, found by asking; None where even one bond is too many."""
     from rdkit import Chem, rdBase
 
@@ -123,6 +124,27 @@ def largest_fragment(mol: Mol) -> Mol:
     if len(parts) <= 1:
         return mol
     return max(parts, key=lambda m: (m.GetNumHeavyAtoms(), Chem.MolToSmiles(m)))
+
+
+def longest_component(mol: Mol) -> Mol:
+    """The component with the longest canonical string (ties: the first in alphabetical order) of a valid molecule."""
+    from rdkit import Chem
+
+    if fragments(mol) <= 1:
+        return mol
+    parts = Chem.GetMolFrags(mol, asMols=True, sanitizeFrags=False)
+    return finished(min(parts, key=lambda m: (-len(canonical(m)), canonical(m))))
+
+
+def note_correction(mol: Mol, needed: bool) -> Mol:
+    """The molecule itself, with a note whether its valences had to be corrected."""
+    mol.SetBoolProp(_CORRECTED, needed)
+    return mol
+
+
+def was_corrected(mol: Mol) -> bool | None:
+    """Whether a molecule had to be corrected when it was decoded; None where no correction was asked for."""
+    return bool(mol.GetBoolProp(_CORRECTED)) if mol.HasProp(_CORRECTED) else None
 
 
 def canonical(mol: Mol) -> str:

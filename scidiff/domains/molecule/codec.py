@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from scidiff.core.errors import ScidiffError, UsageError
 
 if TYPE_CHECKING:
-    from rdkit.Chem import Mol
+    from rdkit.Chem import Atom, Mol
 
 BOND_NAMES = ("none", "single", "double", "triple")
 _TOKEN = re.compile(r"^([A-Z][a-z]?)(?:([+-])([0-9]*))?$")
@@ -153,42 +153,15 @@ class MoleculeCodec:
         The state is int64 as everywhere; `dtype=torch.uint8` makes a cache of a large set eight times smaller.
         ScidiffError names the first molecule with an unknown atom type, too many atoms or a bond without a class.
         """
-        from rdkit import Chem
-
-        number = Chem.GetPeriodicTable().GetAtomicNumber
+        number = _atomic_number()
         index = {(number(e), c): i for i, (e, c) in enumerate(self._pairs)}
-        order = {Chem.BondType.SINGLE: 1, Chem.BondType.DOUBLE: 2, Chem.BondType.TRIPLE: 3}
-        n_batch = len(molecules)
-        sizes = np.zeros(n_batch, dtype=np.int64)
-        small = torch.empty(0, dtype=dtype).numpy().dtype
-        atoms = np.zeros((n_batch, self.n_max), dtype=small)
-        where: list[int] = []
-        what: list[int] = []
-        stride = self.n_max * self.n_max
-        for b, mol in enumerate(molecules):
-            n = mol.GetNumAtoms()
-            if n > self.n_max:
-                raise ScidiffError(f"Molecule {b + 1} cannot be encoded: {self.supports(mol)}.")
-            kekulised = Chem.Mol(mol)
-            Chem.Kekulize(kekulised, clearAromaticFlags=True)
-            try:
-                row = [index[a.GetAtomicNum(), a.GetFormalCharge()] for a in kekulised.GetAtoms()]
-                for bond in kekulised.GetBonds():
-                    i, j, k = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), order[bond.GetBondType()]
-                    where += (b * stride + i * self.n_max + j, b * stride + j * self.n_max + i)
-                    what += (k, k)
-            except KeyError as error:
-                reason = self.supports(mol) or f"the bond type {error.args[0]} has no class"
-                raise ScidiffError(f"Molecule {b + 1} cannot be encoded: {reason}.") from error
-            atoms[b, :n] = row
-            sizes[b] = n
-        bonds = np.zeros(n_batch * stride, dtype=small)
-        bonds[np.asarray(where, dtype=np.int64)] = what
-        state = {
-            "atoms": torch.from_numpy(atoms),
-            "bonds": torch.from_numpy(bonds.reshape(n_batch, self.n_max, self.n_max)),
-        }
-        return state, torch.from_numpy(sizes)
+        return coloured(
+            molecules,
+            self.n_max,
+            lambda atom: index[atom.GetAtomicNum(), atom.GetFormalCharge()],
+            self.supports,
+            dtype,
+        )
 
     def decode(self, state: dict[str, Tensor], sizes: Tensor) -> list[Mol]:
         """Class indices to molecules, one per sample: sanitised where that succeeds, else the graph as it was drawn.
@@ -207,8 +180,7 @@ class MoleculeCodec:
         from rdkit import Chem
 
         if self._atomic_numbers is None:
-            table = Chem.GetPeriodicTable()
-            self._atomic_numbers = [table.GetAtomicNumber(e) for e, _ in self._pairs]
+            self._atomic_numbers = [_atomic_number()(e) for e, _ in self._pairs]
         kinds = (None, Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE)
         mol = Chem.RWMol()
         for token in atoms.tolist():
@@ -236,6 +208,56 @@ class MoleculeCodec:
         return Statistics(
             tuple(counts.tolist()), tuple((atoms / atoms.sum()).tolist()), tuple((bonds / pairs).tolist())
         )
+
+
+def coloured(
+    molecules: Sequence[Mol],
+    n_max: int,
+    kind: Callable[[Atom], int],
+    why: Callable[[Mol], str],
+    dtype: torch.dtype = torch.int64,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Kekulised graphs ({"atoms" [B, n_max], "bonds" [B, n_max, n_max]}, sizes [B]) of sanitised molecules.
+
+    `kind` gives the class of an atom, or a KeyError; `why` says what is wrong with a molecule that has no such graph.
+    """
+    from rdkit import Chem
+
+    order = {Chem.BondType.SINGLE: 1, Chem.BondType.DOUBLE: 2, Chem.BondType.TRIPLE: 3}
+    n_batch = len(molecules)
+    sizes = np.zeros(n_batch, dtype=np.int64)
+    small = torch.empty(0, dtype=dtype).numpy().dtype
+    atoms = np.zeros((n_batch, n_max), dtype=small)
+    where: list[int] = []
+    what: list[int] = []
+    stride = n_max * n_max
+    for b, mol in enumerate(molecules):
+        n = mol.GetNumAtoms()
+        if n > n_max:
+            raise ScidiffError(f"Molecule {b + 1} cannot be encoded: {why(mol)}.")
+        kekulised = Chem.Mol(mol)
+        Chem.Kekulize(kekulised, clearAromaticFlags=True)
+        try:
+            row = [kind(a) for a in kekulised.GetAtoms()]
+            for bond in kekulised.GetBonds():
+                i, j, k = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), order[bond.GetBondType()]
+                where += (b * stride + i * n_max + j, b * stride + j * n_max + i)
+                what += (k, k)
+        except KeyError as error:
+            reason = why(mol) or f"the bond type {error.args[0]} has no class"
+            raise ScidiffError(f"Molecule {b + 1} cannot be encoded: {reason}.") from error
+        atoms[b, :n] = row
+        sizes[b] = n
+    bonds = np.zeros(n_batch * stride, dtype=small)
+    bonds[np.asarray(where, dtype=np.int64)] = what
+    state = {"atoms": torch.from_numpy(atoms), "bonds": torch.from_numpy(bonds.reshape(n_batch, n_max, n_max))}
+    return state, torch.from_numpy(sizes)
+
+
+def _atomic_number() -> Callable[[str], int]:
+    from rdkit import Chem
+
+    return Chem.GetPeriodicTable().GetAtomicNumber
 
 
 def lossless(mol: Mol) -> str:

@@ -1,6 +1,7 @@
 """Writers of molecule files: one run, one id everywhere.
 
-samples.csv holds every sample, the invalid ones with their reason; smiles.smi and samples.sdf hold what is valid.
+samples.csv holds every sample, the invalid ones with their reason; smiles.smi and samples.sdf hold what is valid. Its
+column `corrected`, where it has one, says which samples would be invalid without valency correction.
 """
 
 from __future__ import annotations
@@ -42,6 +43,17 @@ def write_samples(samples: Samples, folder: Path) -> list[Path]:
         picture = view.grid_png(samples.objects[:48], samples.verdicts[:48], samples.ids[:48])
         written.append(atomic.write_bytes(folder / "molecules.png", picture))
     return written
+
+
+def corrections(path: Path) -> dict[str, bool]:
+    """Which samples of a run (id -> yes or no) had their valences corrected; empty where that was not asked for."""
+    file = path / "samples.csv" if path.is_dir() else path
+    if file.name != "samples.csv" or not file.is_file():
+        return {}
+    with file.open(encoding="utf-8", newline="") as stream:
+        rows = csv.DictReader(stream)
+        noted = {"id", "corrected"} <= set(rows.fieldnames or ())
+        return {row["id"]: row["corrected"] == "True" for row in rows} if noted else {}
 
 
 def _sdf_record(mol: Mol, row: Mapping[str, Any]) -> str:

@@ -52,7 +52,7 @@ def rivals(equation: Any, truth: Tensor, initial: Tensor, interval: float, exten
     return [
         Metric(f"{name}, solver", own.value, (own.low, own.high), None,
                f"pseudo-spectral solver with steps of {row.dt:g}, the largest stable part of the model's", "", count,
-               "higher", unit, f"{1e3 * row.seconds:.2g} ms a trajectory-step of {interval:g}"),
+               "higher", unit),
         Metric(f"{name}, white error", white.value, (white.low, white.high), None,
                f"accurate solver with white noise of rms {sigma:.2g}, the model's one-step error, after every step", "",
                count, "higher", unit),

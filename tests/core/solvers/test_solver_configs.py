@@ -18,8 +18,8 @@ from scidiff.core.spec import Component, Context, StateSpec
 from scidiff.store.targets import build
 
 FOLDER = Path(__file__).resolve().parents[3] / "conf" / "solver"
-CATEGORIES = {"mixture": UniformPath(), "rate": UniformPath(), "posterior": UniformPath(),
-              "first_hitting": AbsorbingPath()}
+CATEGORIES = {"mixture": UniformPath(), "mixture_graph": UniformPath(), "rate": UniformPath(),
+              "posterior": UniformPath(), "first_hitting": AbsorbingPath()}
 
 
 class Flat(Denoiser):
