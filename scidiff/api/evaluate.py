@@ -27,6 +27,7 @@ def evaluate(settings: Settings, progress: Progress | None = None) -> Outcome:
     about, origin = config.get("domain") or {}, origin_of(place)
     domain = load_domain(about["name"], origin.get("options"))
     reference = reference_of(domain, config.get("reference") or origin.get("data"), quiet=not config.get("reference"))
+    domain = domain if reference is None else domain.judging_by(reference)
     if origin.get("trained"):
         verb = "rollout" if hasattr(domain, "rollout") else "generate"
         raise UsageError(f"{place} is a training run; it holds no samples yet.",

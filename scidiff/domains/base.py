@@ -225,6 +225,10 @@ class Domain(ABC):
         """Precomputed statistics of a reference set, by name."""
         raise UsageError(f"The {self.name} domain has no reference set {name!r}.")
 
+    def judging_by(self, reference: Any) -> Domain:
+        """The domain as it judges samples that are compared with `reference`, which may say what counts as valid."""
+        return self
+
     def backbone_options(self, spec: StateSpec) -> dict[str, Any]:
         """What a backbone has to know of the state (class counts, valences); merged under the configured options."""
         return {}

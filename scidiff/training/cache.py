@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scidiff.core.batching import batches_by_length
+from scidiff.core.batching import batches_by_length, length_buckets
 from scidiff.core.errors import ScidiffError
 from scidiff.core.spec import Context, State
 from scidiff.store import atomic
@@ -105,15 +105,15 @@ class TrainingBatches(torch.utils.data.IterableDataset):
     """Batches `start`, `start + 1`, ..., `stop - 1` of an endless shuffled pass: batch k depends on (seed, k) alone.
 
     Samples of similar length share a batch, and the remainder of a pass is left out; `as_they_fall` does neither: the
-    last batch of a pass is smaller. With `fixed` every batch is padded to the full length (one compiled shape).
+    last batch of a pass is smaller. With `buckets` every batch is padded to one of so many lengths (compiled shapes).
     Of `ranks` devices the one numbered `rank` takes every so-manieth batch: step k of it is batch k ranks + rank.
     """
 
-    def __init__(self, data: TensorData, size: int, seed: int, start: int, stop: int, fixed: bool = False,
+    def __init__(self, data: TensorData, size: int, seed: int, start: int, stop: int, buckets: int = 0,
                  rank: int = 0, ranks: int = 1, as_they_fall: bool = False) -> None:
         self.data, self.size, self.seed, self.start, self.stop = data, min(size, len(data)), seed, start, stop
         self.rank, self.ranks, self.as_they_fall = rank, ranks, as_they_fall
-        self.length = None if data.sizes is None or not fixed else int(data.sizes.max())
+        self.ends = None if data.sizes is None or not buckets else length_buckets(data.sizes, buckets)
         self.per_pass = batches_a_pass(len(data), size, as_they_fall)
 
     def __iter__(self) -> Iterator[tuple[State, Context]]:
@@ -125,14 +125,20 @@ class TrainingBatches(torch.utils.data.IterableDataset):
             if batch // self.per_pass != number:
                 number = batch // self.per_pass
                 plan = self._pass(self.seed * 1_000_003 + number)
-            yield self.data.batch(plan[batch % self.per_pass], self.length)
+            rows = plan[batch % self.per_pass]
+            yield self.data.batch(rows, self._length(rows))
+
+    def _length(self, rows: Tensor) -> int | None:
+        if self.ends is None or self.data.sizes is None:
+            return None
+        return int(self.ends[torch.bucketize(self.data.sizes[rows].max(), self.ends)])
 
     def _pass(self, seed: int) -> list[Tensor]:
         """The row numbers of every batch of one pass."""
         if self.as_they_fall:
             order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(seed % (1 << 63)))
             return list(order.split(self.size))
-        return batches_by_length(self.data.sizes, len(self.data), self.size, seed, mixed=self.length is not None)
+        return batches_by_length(self.data.sizes, len(self.data), self.size, seed, self.ends)
 
 
 def batches_a_pass(count: int, size: int, as_they_fall: bool = False) -> int:
@@ -141,13 +147,11 @@ def batches_a_pass(count: int, size: int, as_they_fall: bool = False) -> int:
 
 
 class HoldOut(torch.utils.data.Dataset):
-    """The hold-out in fixed batches; `whole` leaves a smaller last one out (one compiled shape)."""
+    """The hold-out in fixed batches."""
 
-    def __init__(self, data: TensorData, size: int, whole: bool = False) -> None:
+    def __init__(self, data: TensorData, size: int) -> None:
         self.data = data
         self.parts = list(torch.arange(len(data)).split(min(size, max(len(data), 1))))
-        if whole and len(self.parts) > 1 and len(self.parts[-1]) < size:
-            self.parts.pop()
 
     def __len__(self) -> int:
         return len(self.parts)

@@ -49,7 +49,9 @@ def train(cache: Cache, out: str | Path, resume: bool = False, progress: Progres
     objective = build(config["objective"], spec=spec)
     module = Training(denoiser, objective, cache, settings, seed)
     if settings.get("compile"):
-        denoiser.backbone.compile()
+        # Every length is compiled twice, with and without gradients, and by torch's default at most eight times.
+        torch._dynamo.config.recompile_limit = max(8, 2 * int(settings.get("buckets") or 1) + 2)
+        denoiser.backbone.compile(dynamic=False)
     _quiet()
     trainer = lightning.Trainer(
         accelerator=_accelerator(settings), devices=settings.get("devices", 1),

@@ -111,19 +111,20 @@ class Training(lightning.LightningModule):
         # The same noise at every check: the curve shows the model, not the draw.
         run = Run(self._seed + 1)
         run.step = index
-        _, metrics = self._objective.loss(self.denoiser, batch, run)
+        with torch.compiler.set_stance("force_eager"):  # its few batches have lengths of their own
+            _, metrics = self._objective.loss(self.denoiser, batch, run)
         self.log_dict({f"valid/{k}": v for k, v in metrics.items()}, batch_size=batch[1].batch)
 
     def train_dataloader(self) -> torch.utils.data.DataLoader:
         s = self._settings
+        buckets = int(s.get("buckets") or 1) if s.get("compile") else 0
         data = TrainingBatches(self._cache.train, int(s["batch"]), self._seed, self.global_step, int(s["max_steps"]),
-                               fixed=bool(s.get("compile")), rank=self.trainer.global_rank,
+                               buckets=buckets, rank=self.trainer.global_rank,
                                ranks=self.trainer.world_size, as_they_fall=bool(s.get("as_they_fall")))
         return torch.utils.data.DataLoader(data, batch_size=None, num_workers=int(s.get("workers", 0)))
 
     def val_dataloader(self) -> torch.utils.data.DataLoader:
-        s = self._settings
-        data = HoldOut(self._cache.valid, int(s["batch"]), whole=bool(s.get("compile")))
+        data = HoldOut(self._cache.valid, int(self._settings["batch"]))
         return torch.utils.data.DataLoader(data, batch_size=None)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:

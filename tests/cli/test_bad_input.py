@@ -54,6 +54,8 @@ def complaint(capsys) -> str:
     ("generate molecule --num-atoms 6-4", "The range '6-4' is empty."),
     ("generate molecule --num-atoms many", "The number of atoms 'many' cannot be read. Write one number, 7, or"),
     ("generate molecule --num-atoms 12", "within 1-9"),
+    ("generate molecule --num-nodes 12", "within 1-9"),
+    ("generate --from grid_flow", "Train them with 'scidiff train grid_flow'"),
     ("generate molecule --condition logp", "The condition 'logp' cannot be read. Write --condition name=value."),
     ("generate molecule --condition logp=1", "The model 'qm9_flow' knows no condition 'logp'. It was trained without"),
     ("generate molecule --guide 2", "'qm9_flow' was trained without conditions, so it cannot be guided."),

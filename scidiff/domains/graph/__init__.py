@@ -40,7 +40,7 @@ class GraphDomain(Domain):
     name: ClassVar[str] = "graph"
     title: ClassVar[str] = "Graphs"
     requires: ClassVar[dict[str, str]] = {"networkx": "pip install networkx"}
-    extensions: ClassVar[tuple[str, ...]] = (".graphml", ".graphml.gz", ".npz", ".edges", ".edgelist", ".json")
+    extensions: ClassVar[tuple[str, ...]] = (".graphml", ".npz", ".edges", ".edgelist", ".json")
 
     def __init__(self, labels: Sequence[str] = (), n_max: int = 0, sizes: Sequence[float] = (), codec: str = "classes",
                  kind: str = "", degrees: int = 0) -> None:
@@ -198,6 +198,10 @@ class GraphDomain(Domain):
         from scidiff.domains.graph.reference import find
 
         return find(name)
+
+    def judging_by(self, reference: Reference) -> GraphDomain:
+        """Itself where it knows which kind of graph is asked for, else with the kind of the reference set."""
+        return self if self.kind else GraphDomain(**{**self.options(), "kind": reference.kind})
 
     def view(self, objects: Sequence[Graph], verdicts: Sequence[Verdict], ids: Sequence[str],
              reference: Reference | None = None) -> dict[str, str | bytes]:

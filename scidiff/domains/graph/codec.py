@@ -33,7 +33,7 @@ MOST_LABELS = 64
 THRESHOLD = 0.5
 
 
-def build(count: int, edges: Iterable[tuple[int, int]], labels: Sequence[str] | None = None) -> Graph:
+def build(count: int, edges: Iterable[Sequence[int]], labels: Sequence[str] | None = None) -> Graph:
     """A graph of nodes 0 .. count-1."""
     import networkx
 

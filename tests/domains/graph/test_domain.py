@@ -178,3 +178,27 @@ def test_fewer_large_graphs_are_drawn_together(largest, together):
     chunks = model.chunks(ctx)
     assert max(map(len, chunks)) == together and sorted(i for part in chunks for i in part) == list(range(600))
     assert max(map(len, model.chunks(ctx, 300))) == 300
+
+
+def test_a_reference_says_what_is_valid_where_the_domain_does_not():
+    from types import SimpleNamespace
+
+    planar = SimpleNamespace(kind="planar")
+    assert GraphDomain(n_max=9).judging_by(planar).options() == GraphDomain(n_max=9, kind="planar").options()
+    assert GraphDomain(kind="tree").judging_by(planar).kind == "tree"
+
+
+def test_a_file_of_graphs_is_measured_against_a_published_set(elsewhere, data, monkeypatch, capsys):
+    from networkx.readwrite.graphml import generate_graphml
+
+    from scidiff.cli.app import run
+
+    monkeypatch.setenv("SCIDIFF_DATA", str(data))
+    parts = ["\n".join(generate_graphml(g)) for g in [*make("planar", 3, nodes=20), nx.complete_graph(6)]]
+    inner = "".join("<graph " + text.split("<graph ", 1)[1].replace("</graphml>", "") for text in parts)
+    (elsewhere / "my_graphs.graphml").write_text(parts[0].split("<graph ")[0] + inner + "</graphml>")
+    assert run(["evaluate", "my_graphs.graphml", "--reference", "planar", "--out", "out"]) == 0
+    figures = {m["name"]: m for m in json.loads((elsewhere / "out" / "metrics.json").read_text())["metrics"]}
+    assert figures["valid"]["value"] == 0.75 and figures["valid"]["count"] == 4
+    assert figures["degree MMD^2"]["floor"] > 0 and "planar" in figures["degree MMD^2"]["reference"]
+    assert "is not planar" in (elsewhere / "out" / "report.html").read_text()
