@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -33,6 +32,7 @@ import torch  # noqa: E402
 from solvers import show  # noqa: E402
 
 from scidiff.domains.pde.equations import KuramotoSivashinsky, NavierStokes2d, SpectralSolver  # noqa: E402
+from scidiff.store import atomic  # noqa: E402
 
 Timed = Callable[[], None]
 LEAST_SECONDS = 5.0  # CPU time of one row
@@ -187,9 +187,7 @@ def main() -> None:
                  "the two end states.",
         "tables": tables,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{options.out}")
+    print(f"\n{atomic.write_json(options.out, content)}")
 
 
 if __name__ == "__main__":

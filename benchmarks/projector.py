@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
-import json
 import math
 import platform
 import resource
@@ -35,6 +34,7 @@ from torch.nn.functional import affine_grid, grid_sample  # noqa: E402
 
 from scidiff.core.operator import dot  # noqa: E402
 from scidiff.domains.medical.operators.ct import ParallelCT  # noqa: E402
+from scidiff.store import atomic  # noqa: E402
 
 Timed = Callable[[], Any]
 Pair = tuple[Timed, Timed, float]  # forward, adjoint, and the factor from their time to one slice with all views
@@ -193,9 +193,7 @@ def main() -> None:
                  "left out.",
         "tables": tables,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{options.out}")
+    print(f"\n{atomic.write_json(options.out, content)}")
 
 
 if __name__ == "__main__":

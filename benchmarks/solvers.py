@@ -9,7 +9,6 @@ a peer that is not installed is left out with a printed line. `--seed S` adds fi
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import warnings
 from pathlib import Path
@@ -19,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+
+from scidiff.store import atomic  # noqa: E402
 
 
 def show(table: dict[str, Any]) -> None:
@@ -69,9 +70,7 @@ def main() -> None:
     command = "python benchmarks/solvers.py" + (f" --seed {options.seed}" if options.seed is not None else "")
     content = {"kind": "benchmark", "title": "Solvers beside other libraries", "command": command, "versions": versions,
                "notes": "One thread. Ratios compare runs of the same process, taken in turns.", "tables": tables}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{options.out}")
+    print(f"\n{atomic.write_json(options.out, content)}")
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ removed by `sweep`.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,16 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     """Writes JSON atomically; NaN and infinities, which JSON does not know, become null."""
     return write_text(path, json.dumps(plain(value, finite=True), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_table(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes rows as CSV atomically, the columns as in the first of them; no rows make an empty file."""
+    text = io.StringIO()
+    if rows:
+        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    return write_text(path, text.getvalue())
 
 
 def write_yaml(path: str | os.PathLike[str], value: Any) -> Path:

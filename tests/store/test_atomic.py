@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -61,6 +62,13 @@ def test_json_is_strict_and_numbers_are_plain(tmp_path: Path) -> None:
     assert json.loads(file.read_text()) == {"a": None, "b": 0.5, "c": [0, 1, 2], "d": [1, str(tmp_path)]}
     with pytest.raises(ScidiffError, match="object"):
         atomic.plain({"x": object()})
+
+
+def test_a_table_reads_back_whatever_its_cells_hold(tmp_path: Path) -> None:
+    rows = [{"id": "s0", "reason": 'has a "quote", a comma'}, {"id": "s1", "reason": "two\nlines"}]
+    with atomic.write_table(tmp_path / "samples.csv", rows).open(newline="") as stream:
+        assert list(csv.DictReader(stream)) == rows
+    assert atomic.write_table(tmp_path / "none.csv", []).read_bytes() == b""
 
 
 def test_yaml_round_trip_without_anchors(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ that histogram by (seed, i) alone, or within a range that the request names (`nu
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from scidiff.core.errors import UsageError, nearest
 from scidiff.domains.base import Domain, Metric, Records, Request, Samples, Verdict
+from scidiff.domains.sizes import Sizes
 
 if TYPE_CHECKING:
     from networkx import Graph
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from scidiff.domains.graph.reference import Reference
 
 CODECS = ("classes", "gdss")
-_SIZE_NAMES = ("num_nodes", "sizes")
+SIZES = Sizes("num_nodes", "nodes", ("20", "12-20"), "graph.size")
 _BLOCK = 128  # graphs whose dense matrices are held at once
 _PROPERTIES = ("density", "mean_degree", "clustering")
 
@@ -159,29 +159,9 @@ class GraphDomain(Domain):
         from scidiff.core.spec import Context
 
         for key in request.options:
-            if key not in _SIZE_NAMES:
-                raise UsageError(f"Graphs are generated without an option {key!r}.", nearest(key, _SIZE_NAMES))
-        given = [source[k] for source in (request.condition, request.options) for k in _SIZE_NAMES if k in source]
-        wanted = next((value for value in given if value is not None), None)
-        return Context(request.ids, self._draw_sizes(request.seed, request.ids, wanted), self.n_max)
-
-    def _draw_sizes(self, seed: int, ids: Tensor, wanted: Any) -> Tensor:
-        import torch
-
-        from scidiff.core.run import uniform
-
-        low, high = size_range(wanted, self.n_max)
-        weights = torch.zeros(self.n_max + 1, dtype=torch.float64)
-        if self.sizes:
-            weights[: len(self.sizes)] = torch.tensor(self.sizes, dtype=torch.float64)
-        inside = torch.zeros_like(weights)
-        inside[low : high + 1] = 1.0
-        weights = weights * inside
-        if float(weights.sum()) == 0.0:
-            weights = inside
-        cumulative = weights.cumsum(0) / weights.sum()
-        drawn = torch.searchsorted(cumulative, uniform(seed, ids.cpu(), "graph.size")[:, 0].contiguous())
-        return drawn.clamp(low, high).to(ids.device)
+            if key not in SIZES.names:
+                raise UsageError(f"Graphs are generated without an option {key!r}.", nearest(key, SIZES.names))
+        return Context(request.ids, SIZES.draw(request, self.sizes, self.n_max), self.n_max)
 
     def check(self, objects: Sequence[Graph]) -> list[Verdict]:
         from scidiff.domains.graph.validity import check
@@ -256,17 +236,3 @@ class GraphDomain(Domain):
 
     def run_options(self) -> dict[str, Any]:
         return {"num_nodes": "nodes per graph: a number (20) or a range (12-20); default: as in the training set"}
-
-
-def size_range(wanted: Any, n_max: int) -> tuple[int, int]:
-    """None, 20, "20", "12-20" or [12, 20] to (lowest, highest) size; UsageError outside 1..n_max."""
-    if wanted is None:
-        return 1, n_max
-    if isinstance(wanted, (list, tuple)) and len(wanted) == 2:
-        wanted = f"{wanted[0]}-{wanted[1]}" if wanted[0] != wanted[1] else wanted[0]
-    match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", str(wanted))
-    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not 1 <= low <= high <= n_max:
-        raise UsageError(f"num_nodes={wanted} is no number or range of nodes within 1-{n_max}.",
-                         "Write num_nodes=20 or num_nodes=12-20.")
-    return low, high

@@ -6,8 +6,6 @@ one graph each, for other programs, with id, seed and verdict as attributes. Inv
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +24,7 @@ _MOST_DRAWN = 48
 def write_samples(samples: Samples, folder: Path) -> list[Path]:
     """samples.csv, graphs.npz, graphml/<id>.graphml and graphs.png; each appears whole or not at all."""
     rows = samples.table()
-    text = io.StringIO()
-    if rows:
-        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-    written = [atomic.write_text(folder / "samples.csv", text.getvalue()),
+    written = [atomic.write_table(folder / "samples.csv", rows),
                atomic.write_bytes(folder / RUN_FILE, archive.packed(samples.objects, samples.ids))]
     if samples.objects:
         with atomic.writing_folder(folder / "graphml") as new:

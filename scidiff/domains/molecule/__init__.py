@@ -9,7 +9,6 @@ alone, or within a range that the request names (`num_atoms=7`, `num_atoms=4-9`)
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from scidiff.core.errors import UsageError, nearest
 from scidiff.domains.base import Domain, Metric, Records, Request, Samples, Verdict
+from scidiff.domains.sizes import Sizes
 
 if TYPE_CHECKING:
     from rdkit.Chem import Mol
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from scidiff.domains.molecule.reference import Reference
 
 CODECS = ("charged", "gdss")
-_SIZE_NAMES = ("num_atoms", "sizes")
+SIZES = Sizes("num_atoms", "heavy atoms", ("7", "4-9"), "molecule.size")
 _AS_DRAWN = "valences pass after the +1 rule for N, O and S; no correction, no largest-fragment rule"
 _READERS = ("smiles_table", "smiles_lines")
 
@@ -180,14 +180,12 @@ class MoleculeDomain(Domain):
         """
         from scidiff.core.spec import Context
 
-        known = (*_SIZE_NAMES, "correct", "codec")
+        known = (*SIZES.names, "correct", "codec")
         for key in request.options:
             if key not in known:
                 raise UsageError(f"Molecules are generated without an option {key!r}.", nearest(key, known))
         meta = {"correct": True} if self._correction_asked(request.options) else {}
-        given = [source[k] for source in (request.condition, request.options) for k in _SIZE_NAMES if k in source]
-        wanted = next((value for value in given if value is not None), None)
-        return Context(request.ids, self._draw_sizes(request.seed, request.ids, wanted), self.n_max, meta=meta)
+        return Context(request.ids, SIZES.draw(request, self.sizes, self.n_max), self.n_max, meta=meta)
 
     def _correction_asked(self, options: Mapping[str, Any]) -> bool:
         if options.get("codec") not in (None, self.coding):
@@ -198,24 +196,6 @@ class MoleculeDomain(Domain):
         if asked and self.coding != "gdss":
             raise UsageError("Only models of the codec 'gdss' have their valences corrected.", "Leave correct out.")
         return asked
-
-    def _draw_sizes(self, seed: int, ids: Tensor, wanted: Any) -> Tensor:
-        import torch
-
-        from scidiff.core.run import uniform
-
-        low, high = size_range(wanted, self.n_max)
-        weights = torch.zeros(self.n_max + 1, dtype=torch.float64)
-        if self.sizes:
-            weights[: len(self.sizes)] = torch.tensor(self.sizes, dtype=torch.float64)
-        inside = torch.zeros_like(weights)
-        inside[low : high + 1] = 1.0
-        weights = weights * inside
-        if float(weights.sum()) == 0.0:
-            weights = inside
-        cumulative = weights.cumsum(0) / weights.sum()
-        drawn = torch.searchsorted(cumulative, uniform(seed, ids.cpu(), "molecule.size")[:, 0].contiguous())
-        return drawn.clamp(low, high).to(ids.device)
 
     def check(self, objects: Sequence[Mol]) -> list[Verdict]:
         from scidiff.domains.molecule.chemistry import reason
@@ -324,19 +304,3 @@ class MoleculeDomain(Domain):
             "num_atoms": "heavy atoms per molecule: a number (7) or a range (4-9); default: as in the training set",
             "correct": "true lowers bonds until every valence passes and keeps the longest component (codec gdss)",
         }
-
-
-def size_range(wanted: Any, n_max: int) -> tuple[int, int]:
-    """None, 7, "7", "4-9" or [4, 9] to (lowest, highest) size; UsageError outside 1..n_max."""
-    if wanted is None:
-        return 1, n_max
-    if isinstance(wanted, (list, tuple)) and len(wanted) == 2:
-        wanted = f"{wanted[0]}-{wanted[1]}" if wanted[0] != wanted[1] else wanted[0]
-    match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", str(wanted))
-    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not 1 <= low <= high <= n_max:
-        raise UsageError(
-            f"num_atoms={wanted} is no number or range of heavy atoms within 1-{n_max}.",
-            "Write num_atoms=7 or num_atoms=4-9.",
-        )
-    return low, high

@@ -7,7 +7,6 @@ column `corrected`, where it has one, says which samples would be invalid withou
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,15 +26,10 @@ def write_samples(samples: Samples, folder: Path) -> list[Path]:
     One id names a molecule in all four; each file appears whole or not at all.
     """
     rows = samples.table()
-    text = io.StringIO()
-    if rows:
-        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
     valid = [(m, row) for m, row in zip(samples.objects, rows, strict=True) if row["valid"]]
     lines = [f"{row['smiles']}\t{row['id']}\n" for _, row in valid]
     written = [
-        atomic.write_text(folder / "samples.csv", text.getvalue()),
+        atomic.write_table(folder / "samples.csv", rows),
         atomic.write_text(folder / "smiles.smi", "".join(lines)),
         atomic.write_text(folder / "samples.sdf", "".join(_sdf_record(m, row) for m, row in valid)),
     ]

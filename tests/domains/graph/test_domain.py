@@ -14,7 +14,7 @@ from scidiff.core.path import AbsorbingPath, MarginalPath
 from scidiff.core.spec import Component, Context, StateSpec
 from scidiff.domains import domain_class
 from scidiff.domains.base import Request
-from scidiff.domains.graph import GraphDomain, size_range
+from scidiff.domains.graph import SIZES, GraphDomain
 from scidiff.domains.graph.codec import build
 from scidiff.domains.graph.families import make
 from scidiff.nn.pairformer import PairFormer
@@ -83,7 +83,7 @@ def test_a_request_names_a_size_or_a_range():
     assert asked(num_nodes="14-16") == {14, 15, 16}  # the histogram has none of these: evenly
     for wrong in (0, 21, "5-3", "many", [1, 30]):
         with pytest.raises(UsageError, match="within 1-20"):
-            size_range(wrong, 20)
+            SIZES.within(wrong, 20)
     with pytest.raises(UsageError, match=r"without an option 'num_node'. Did you mean 'num_nodes'"):
         asked(num_node=3)
 

@@ -10,13 +10,13 @@ import torch
 
 from scidiff.core.errors import UsageError
 from scidiff.domains.base import Request
-from scidiff.domains.molecule import MoleculeDomain, size_range
+from scidiff.domains.molecule import SIZES, MoleculeDomain
 
-SIZES = (0, 1, 0, 3, 4, 0, 2)
+COUNTS = (0, 1, 0, 3, 4, 0, 2)
 
 
 def _domain():
-    return MoleculeDomain(["C", "N", "O-"], 6, SIZES)
+    return MoleculeDomain(["C", "N", "O-"], 6, COUNTS)
 
 
 def test_import_needs_no_rdkit():
@@ -44,7 +44,7 @@ def test_sizes_depend_on_seed_and_id_alone():
 def test_sizes_follow_the_histogram():
     sizes = _domain().template(Request(torch.arange(20000), 0)).sizes
     share = torch.bincount(sizes, minlength=7).double() / 20000
-    assert share.tolist() == pytest.approx([s / 10 for s in SIZES], abs=0.015)
+    assert share.tolist() == pytest.approx([s / 10 for s in COUNTS], abs=0.015)
     assert not share[[0, 2, 5]].any()
 
 
@@ -58,7 +58,7 @@ def test_requested_sizes(wanted, allowed):
 def test_impossible_requests():
     for wanted in ("0", "7", "4-2", "many", -1):
         with pytest.raises(UsageError, match="heavy atoms within 1-6"):
-            size_range(wanted, 6)
+            SIZES.within(wanted, 6)
     with pytest.raises(UsageError, match=r"'num_atom'.*'num_atoms'"):
         _domain().template(Request(torch.arange(2), 0, {}, {"num_atom": 3}))
     with pytest.raises(UsageError, match=r"no option 'colum'.*'column'"):
