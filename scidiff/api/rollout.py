@@ -72,6 +72,8 @@ def rollout(settings: Settings, progress: Progress | None = None) -> Outcome:
     if offered is None:
         raise UsageError(f"The domain {domain.name!r} does not offer 'rollout'.")
     device, precision = device_of(config)
+    if precision not in (32, 64):
+        raise UsageError(f"Fields are rolled out with precision 32 or 64, not {precision}.")
     sampling = config["sampling"]
     ask = {
         "members": sampling["num"], "steps": sampling["length"], "trajectories": sampling.get("trajectories"),

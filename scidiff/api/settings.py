@@ -56,7 +56,7 @@ def started(progress: Progress | None, folder: Path) -> None:
         told(folder)
 
 
-def device_of(settings: Mapping[str, Any]) -> tuple[str, int]:
+def device_of(settings: Mapping[str, Any]) -> tuple[str, int | str]:
     """The device that was asked for and the precision; sets the number of threads."""
     asked: Any = settings.get("device") or {}
     about: Mapping[str, Any] = {"device": asked} if isinstance(asked, str) else asked
@@ -64,7 +64,7 @@ def device_of(settings: Mapping[str, Any]) -> tuple[str, int]:
         import torch
 
         torch.set_num_threads(int(about["threads"]))
-    return str(about.get("device", "auto")), int(about.get("precision", settings.get("precision", 32)))
+    return str(about.get("device", "auto")), about.get("precision", settings.get("precision", 32))
 
 
 def agreed_model(source: str, config: Mapping[str, Any]) -> Model:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Times = Time | Mapping[str, Time]
 Predictions = dict[str, Prediction]
+HALF = (torch.bfloat16, torch.float16)
 MEMORY = "self-conditioning"
 
 
@@ -84,6 +85,7 @@ class NetworkDenoiser(Denoiser):
             features[name] = z
         previous = run.memory.get(MEMORY) if self.self_conditioning and run is not None else None
         raw = self.backbone(features, self._time(t, ctx), ctx, previous)
+        raw = {name: x.float() if x.dtype in HALF else x for name, x in raw.items()}  # probabilities need more digits
         out = {}
         for name, c in self.spec.items():
             z, when = state[name], time_of(t, name)

@@ -64,12 +64,13 @@ def _over(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How a chunk is drawn: the sampler, the device, the precision."""
+    """How a chunk is drawn: the sampler, the device; with `autocast` matrix products of the network in bfloat16."""
 
     sampler: Sampler
     device: torch.device
     nfe: int
     graphed: bool = False
+    autocast: bool = False
 
 
 class Model:
@@ -96,11 +97,11 @@ class Model:
 
     def drawing(self, solver: Mapping[str, Any] | None = None, steps: int | None = None,
                 guidance: Mapping[str, Any] | None = None, device: str | None = "cpu",
-                precision: int = 32, rules: Sequence[Any] = ()) -> Drawing:
+                precision: int | str = 32, rules: Sequence[Any] = ()) -> Drawing:
         """A sampler ready to run; `guidance` is a config with a `_target_` and the settings of a wrapper, `rules` act
         after every step."""
-        if precision not in (32, 64):
-            raise UsageError(f"precision is 32 or 64, not {precision!r}.")
+        if precision not in (32, 64, "bf16"):
+            raise UsageError(f"precision is 32, 64 or bf16, not {precision!r}.")
         place = pick_device(device)
         dtype = torch.float64 if precision == 64 else torch.float32
         self.denoiser.to(place, dtype)
@@ -111,7 +112,8 @@ class Model:
         sampler = Sampler(self.spec, denoiser, driver, rules, dtype=dtype,
                           compile=bool(getattr(driver, "compile", False)),
                           cuda_graph=bool(getattr(driver, "cuda_graph", False)))
-        return Drawing(sampler, place, int(driver.total(self.spec, 1.0)), bool(getattr(driver, "cuda_graph", False)))
+        return Drawing(sampler, place, int(driver.total(self.spec, 1.0)), bool(getattr(driver, "cuda_graph", False)),
+                       precision == "bf16")
 
     @property
     def conditions(self) -> dict[str, dict[str, float]]:
@@ -162,7 +164,8 @@ class Model:
         padded = part.n_max
         if part.sizes is not None:
             part.n_max = int(part.sizes.max())
-        result = drawing.sampler.run(part.to(drawing.device), seed, on_step=on_step)
+        with torch.autocast(drawing.device.type, torch.bfloat16, enabled=drawing.autocast):
+            result = drawing.sampler.run(part.to(drawing.device), seed, on_step=on_step)
         return {name: _repad(x.cpu(), self.spec[name].shape, padded) for name, x in result.state.items()}
 
     def draws(self, drawing: Drawing, ctx: Context, chunks: Sequence[Sequence[int]], seed: int,
@@ -193,7 +196,7 @@ class Model:
 
     def sample(self, num: int, seed: int = 0, *, steps: int | None = None, solver: Mapping[str, Any] | None = None,
                condition: Mapping[str, Any] | None = None, guidance: Mapping[str, Any] | None = None,
-               chunk: int | None = None, device: str | None = "cpu", precision: int = 32, start: int = 0,
+               chunk: int | None = None, device: str | None = "cpu", precision: int | str = 32, start: int = 0,
                progress: Progress | None = None, **options: Any) -> Samples:
         """Draws samples start, start + 1, ... as native objects with verdicts; `options` are the domain's (sizes=...).
 

@@ -285,7 +285,7 @@ def _refuse_pickle(head: bytes, file: Path) -> None:
     if head[:1] == _PICKLE or head[:4] == _ZIP:
         raise ScidiffError(
             f"{file} is a pickle, which could run code when it is opened; scidiff does not load such files.",
-            "Ask its author for safetensors.",
+            "Ask its author for safetensors; weights released with GDSS are converted by: scidiff copy FILE.pth OUT.",
         )
 
 

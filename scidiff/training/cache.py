@@ -55,12 +55,17 @@ class TensorData:
         return state, Context(index.clone(), sizes, n, cond)
 
     def tensors(self) -> dict[str, Tensor]:
-        out = {f"state/{k}": v.to(torch.uint8) if not v.is_floating_point() and int(v.max()) < 256 else v
-               for k, v in self.state.items()}
+        out = {f"state/{k}": v for k, v in narrowed(self.state).items()}
         if self.sizes is not None:
             out["sizes"] = self.sizes
         out.update({f"cond/{k}": v for k, v in self.cond.items()})
         return {k: v.contiguous() for k, v in out.items()}
+
+
+def narrowed(state: State) -> State:
+    """Classes below 256 as bytes: eight times less memory for a set of dense graphs."""
+    return {k: v.to(torch.uint8) if not v.is_floating_point() and v.numel() and int(v.max()) < 256 else v
+            for k, v in state.items()}
 
 
 @dataclass

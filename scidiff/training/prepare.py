@@ -6,7 +6,7 @@ decide (vocabulary, marginals, sizes of the network's inputs) is filled into the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,17 @@ import torch
 
 from scidiff.core.errors import UsageError, nearest
 from scidiff.core.run import uniform
-from scidiff.core.spec import Component, StateSpec
+from scidiff.core.spec import Component, Context, State, StateSpec
 from scidiff.domains import domain_class
 from scidiff.domains.base import Domain, Records
 from scidiff.store import cards
 from scidiff.store.fetch import provide
 from scidiff.store.targets import build
-from scidiff.training.cache import Cache, TensorData
+from scidiff.training.cache import Cache, TensorData, narrowed
 
 Progress = Callable[[str, int, int | None], None]
 HOLD_OUT, HOLD_OUT_MOST, LEAST = 0.02, 2400, 4
+BLOCK = 16384  # objects encoded at once
 
 
 def prepare(config: Mapping[str, Any], progress: Progress | None = None) -> Cache:
@@ -35,7 +36,7 @@ def prepare(config: Mapping[str, Any], progress: Progress | None = None) -> Cach
         progress("Reading data", 0, None)
     records, data = _records(domain, config["data"], progress)
     domain, statistics = domain.fit(records.objects)
-    state, ctx = domain.encode(records.objects)
+    state, ctx = _encoded(domain, records.objects)
     statistics = dict(statistics)
     wanted = [name for name, on in (config.get("condition") or {}).items() if on is not False]
     if wanted:
@@ -112,6 +113,20 @@ def _records(domain: Domain, data: Mapping[str, Any], progress: Progress | None)
         raise UsageError(f"Training needs at least {LEAST} objects, and {data.get('path') or data['name']} gave "
                          f"{len(records)}{rest}.")
     return records, about
+
+
+def _encoded(domain: Domain, objects: Sequence[Any]) -> tuple[State, Context]:
+    """`domain.encode` block by block, so that a large set is never held in wide integers as a whole."""
+    states, parts = [], []
+    for start in range(0, len(objects), BLOCK):
+        state, ctx = domain.encode(objects[start:start + BLOCK])
+        states.append(narrowed(state))
+        parts.append(ctx)
+    sizes = None if parts[0].sizes is None else torch.cat([ctx.sizes for ctx in parts if ctx.sizes is not None])
+    cond = {name: (torch.cat([ctx.cond[name][0] for ctx in parts]), torch.cat([ctx.cond[name][1] for ctx in parts]))
+            for name in parts[0].cond}
+    state = {name: torch.cat([state[name] for state in states]) for name in states[0]}
+    return state, Context(torch.arange(len(objects)), sizes, parts[0].n_max, cond)
 
 
 def _hold_out(count: int, seed: int, share: float) -> torch.Tensor:

@@ -117,6 +117,12 @@ def test_both_precisions_draw_nearly_the_same(draw, elsewhere):
     assert sum(a != b for a, b in zip(*names, strict=True)) <= 1
 
 
+def test_bfloat16_draws_valid_molecules_of_the_same_sizes(draw, elsewhere):
+    single, half = (draw(f"p{p}", "sampling.num=16", f"precision={p}").samples for p in (32, "bf16"))
+    assert [m.GetNumAtoms() for m in single.objects] == [m.GetNumAtoms() for m in half.objects]
+    assert abs(sum(v.valid for v in half.verdicts) - sum(v.valid for v in single.verdicts)) <= 4
+
+
 def test_the_way_is_kept_where_it_is_asked_for(draw, elsewhere):
     from safetensors.torch import load_file
 

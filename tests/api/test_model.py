@@ -72,7 +72,7 @@ def test_double_precision_leaves_the_model_usable_in_single(model, drawn):
     ({"num": 2, "steps": 0}, "at least one step"),
     ({"num": 2, "solver": {"stepz": 3}}, "no setting 'stepz'.*'steps'"),
     ({"num": 2, "device": "gpu"}, "no device 'gpu'"),
-    ({"num": 2, "precision": 16}, "precision is 32 or 64"),
+    ({"num": 2, "precision": 16}, "precision is 32, 64 or bf16"),
 ])
 def test_impossible_requests_are_one_sentence(model, settings, sentence):
     with pytest.raises(UsageError, match=sentence):

@@ -64,7 +64,7 @@ def complaint(capsys) -> str:
     ("generate molecule solver=heun", "A Heun solver moves Gaussian paths"),
     ("generate molecule solver=adaptive", "An adaptive solver needs a velocity"),
     ("generate molecule solver=first_hitting", "First-hitting sampling needs a state of one masked"),
-    ("generate molecule precision=16", "precision is 32 or 64, not 16."),
+    ("generate molecule precision=16", "precision is 32, 64 or bf16, not 16."),
     ("train qm9_flo", "There is no experiment named 'qm9_flo'. Did you mean 'qm9_flow'"),
     ("train nci5k_flow data=nci5", "There is no data set named 'nci5'. Did you mean 'nci5k'"),
     ("train nci5k_flow data=smiles_file", "The setting 'data.path' has no value. Give one: data.path=..."),

@@ -189,3 +189,17 @@ def test_a_bare_machine_trains_without_hydra_typer_and_rdkit(tmp_path: Path) -> 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "checkpoint" / "model.safetensors").is_file()
+
+
+def test_a_set_is_encoded_alike_in_blocks_and_held_in_bytes(monkeypatch):
+    from scidiff.domains import domain_class
+    from scidiff.training import prepare as module
+
+    domain = domain_class("molecule")()
+    objects = domain.examples()
+    domain, _ = domain.fit(objects)
+    whole, ctx = domain.encode(objects)
+    monkeypatch.setattr(module, "BLOCK", 5)
+    state, found = module._encoded(domain, objects)
+    assert all(torch.equal(state[k].long(), whole[k]) and state[k].dtype == torch.uint8 for k in whole)
+    assert torch.equal(found.sizes, ctx.sizes) and torch.equal(found.ids, ctx.ids) and found.n_max == ctx.n_max

@@ -87,12 +87,14 @@ class MoleculeDomain(Domain):
 
         The codec "gdss" has no classes, hence no frequencies, and learns the largest size where it is not given.
         """
+        import torch
+
         from scidiff.domains.molecule.codec import MoleculeCodec
 
         if self.coding == "gdss":
             return self._fit_quantised(objects)
         codec = MoleculeCodec(self.tokens, self.n_max) if self.tokens else MoleculeCodec.fit(objects)
-        found = codec.statistics(*codec.encode(objects))
+        found = codec.statistics(*codec.encode(objects, torch.uint8))
         fitted = MoleculeDomain(codec.tokens, codec.n_max, found.sizes)
         marginals = {"atoms": list(found.atoms), "bonds": list(found.bonds)}
         if len(codec.tokens) == 1:
