@@ -1,4 +1,4 @@
-# make demo       install into .venv, then generate molecules and roll out a PDE with the shipped models
+# make demo       install into .venv, then generate molecules and graphs and roll out a PDE with the shipped models
 # make test       the default test suite;  make test-all  the slow rest as well
 # make bench      the benchmarks;          make lint      ruff and pyright
 # VENV=folder chooses another virtual environment.
@@ -31,8 +31,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 demo: $(VENV)/.installed
 	@rm -rf runs/demo
 	$(RUN)/scidiff generate molecule -n 100 --seed 0 --out runs/demo/molecules
+	$(RUN)/scidiff generate graph --from tree -n 16 --seed 0 --out runs/demo/graphs
 	$(RUN)/scidiff rollout ks --members 16 --steps 160 --trajectories 4 --seed 0 --out runs/demo/ks
-	@echo "Open runs/demo/molecules/report.html and runs/demo/ks/report.html in a browser."
+	@echo "Open runs/demo/molecules/report.html, runs/demo/graphs/report.html and runs/demo/ks/report.html."
 
 test: $(VENV)/.dev
 	$(RUN)/python -m pytest -q -n $(WORKERS) --dist loadfile

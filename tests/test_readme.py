@@ -7,7 +7,7 @@ A comment before a block says how, where that is needed:
                                                           `scidiff train`, so that minutes become seconds
     <!-- test: needs NAME -->                             is skipped while that shipped model is absent
 
-The folder holds `mine.smi`, the file that the README calls the reader's own.
+The folder holds `mine.smi` and `my_graphs.graphml`, the files that the README calls the reader's own.
 """
 
 from __future__ import annotations
@@ -74,11 +74,13 @@ def _parameters() -> list:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An empty folder with a file of molecules in it."""
+    """An empty folder with a file of molecules and one of graphs in it."""
     place = tmp_path_factory.mktemp("readme")
     rdkit = pytest.importorskip("rdkit", reason="the README's molecules need rdkit")
     lines = (Path(rdkit.__file__).parent / "Data/NCI/first_5K.smi").read_text(encoding="utf-8").splitlines()
     (place / "mine.smi").write_text("\n".join(lines[:300]) + "\n", encoding="utf-8")
+    networkx = pytest.importorskip("networkx", reason="the README's graphs need networkx")
+    networkx.write_graphml(networkx.wheel_graph(20), place / "my_graphs.graphml")
     return place
 
 

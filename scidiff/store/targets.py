@@ -35,7 +35,9 @@ REFUSED = (
     "torch.nn.parallel",
 )
 FUNCTIONS = ("scidiff.core", "scidiff.nn", "scidiff.domains", "torch.nn.functional", "torch.nn.init")
-_FILES_OF_A_DOMAIN = re.compile(r"scidiff\.domains\.\w+\.(data|view)(\.|$)")
+_FILES_OF_A_DOMAIN = re.compile(
+    r"scidiff\.domains\.\w+\.(archive|bank|data|dicom|files|interactions|nifti|readers|reference|sets|view)(\.|$)"
+)
 _DEEPEST = 64
 
 

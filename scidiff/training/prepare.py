@@ -1,7 +1,8 @@
 """From a composed training config to a tensor cache: read, fit, encode, hold out, resolve.
 
-The hold-out is drawn from the training split by a hash of the row number, so test data are never seen. What the data
-decide (vocabulary, marginals, sizes of the network's inputs) is filled into the config here, once.
+The hold-out is a share of the training split, drawn by a hash of the row number, or with `data.hold_out=valid` the
+validation part of a set that has one; test data are never seen. What the data decide (vocabulary, marginals, sizes of
+the network's inputs) is filled into the config here, once.
 """
 
 from __future__ import annotations
@@ -36,18 +37,11 @@ def prepare(config: Mapping[str, Any], progress: Progress | None = None) -> Cach
         progress("Reading data", 0, None)
     records, data = _records(domain, config["data"], progress)
     domain, statistics = domain.fit(records.objects)
-    state, ctx = _encoded(domain, records.objects)
     statistics = dict(statistics)
     wanted = [name for name, on in (config.get("condition") or {}).items() if on is not False]
     if wanted:
-        statistics["conditions"] = {}
-        for name, values in domain.properties(records.objects, wanted).items():
-            mean, std = float(values.mean()), float(values.std())
-            if not std > 1e-9 * max(abs(mean), 1e-9):
-                raise UsageError(f"The condition {name!r} is {mean:g} for all training data, so nothing can be learned "
-                                 "from it.", "Leave it out.")
-            statistics["conditions"][name] = {"mean": mean, "std": std}
-            ctx.cond[name] = ((values.float() - mean) / std, torch.ones(len(records), dtype=torch.bool))
+        statistics["conditions"] = {name: _standard(name, values)
+                                    for name, values in domain.properties(records.objects, wanted).items()}
     spec = make_spec(domain, config["process"], statistics)
     backbone = {**config["backbone"], **{k: v for k, v in domain.backbone_options(spec).items()
                                          if config["backbone"].get(k) is None}}
@@ -57,8 +51,22 @@ def prepare(config: Mapping[str, Any], progress: Progress | None = None) -> Cach
     solver = config.get("solver") or {}
     if "_target_" in solver:
         build(solver).total(spec, 1.0)  # a solver that cannot move this state is refused before the training, not after
-    held = _hold_out(len(records), int(config.get("seed", 0)), float(config["data"].get("hold_out", HOLD_OUT)))
-    everything = TensorData.of(state, ctx, shapes)
+    known = statistics.get("conditions", {})
+
+    def encoded(objects: Sequence[Any]) -> TensorData:
+        state, ctx = _encoded(domain, objects)
+        for name, values in (domain.properties(objects, wanted) if wanted else {}).items():
+            ctx.cond[name] = ((values.float() - known[name]["mean"]) / known[name]["std"],
+                              torch.ones(len(objects), dtype=torch.bool))
+        return TensorData.of(state, ctx, shapes)
+
+    everything, share = encoded(records.objects), config["data"].get("hold_out", HOLD_OUT)
+    if isinstance(share, str):
+        others, _ = _records(domain, {**config["data"], "split": share, "limit": None}, progress)
+        train, valid = everything, encoded(others.objects)
+    else:
+        held = _hold_out(len(records), int(config.get("seed", 0)), float(share))
+        train, valid = _rows(everything, ~held), _rows(everything, held)
     names = {}
     if config["data"].get("path"):  # a recipe's name belongs to its own data
         names = {"experiment": Path(str(config["data"]["path"])).name.split(".")[0], "alias": None,
@@ -72,7 +80,16 @@ def prepare(config: Mapping[str, Any], progress: Progress | None = None) -> Cach
         "domain": {"name": domain.name, "options": domain.options()}, "spec": spec.to_config(), "backbone": backbone,
         **names, "statistics": statistics, "data": {**data, "count": len(records), "rejected": len(records.rejected)},
     }
-    return Cache(resolved, _rows(everything, ~held), _rows(everything, held))
+    return Cache(resolved, train, valid)
+
+
+def _standard(name: str, values: torch.Tensor) -> dict[str, float]:
+    """Mean and standard deviation of a condition over the training data."""
+    mean, std = float(values.mean()), float(values.std())
+    if not std > 1e-9 * max(abs(mean), 1e-9):
+        raise UsageError(f"The condition {name!r} is {mean:g} for all training data, so nothing can be learned from it.",
+                         "Leave it out.")
+    return {"mean": mean, "std": std}
 
 
 def make_spec(domain: Domain, process: Mapping[str, Any], statistics: Mapping[str, Any]) -> StateSpec:

@@ -43,6 +43,8 @@ def test_partial_and_injected() -> None:
         "scidiff.store.atomic.os.system",
         "scidiff.store.atomic.write_text",
         "scidiff.store.checkpoint.save",
+        "scidiff.domains.molecule.reference.main",
+        "scidiff.domains.graph.files.write_samples",
         "scidiff.core.errors.difflib.get_close_matches",
         "scidiff.core.space.torch.load",
         "scidiff.core.space.Tensor",

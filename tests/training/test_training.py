@@ -203,3 +203,15 @@ def test_a_set_is_encoded_alike_in_blocks_and_held_in_bytes(monkeypatch):
     state, found = module._encoded(domain, objects)
     assert all(torch.equal(state[k].long(), whole[k]) and state[k].dtype == torch.uint8 for k in whole)
     assert torch.equal(found.sizes, ctx.sizes) and torch.equal(found.ids, ctx.ids) and found.n_max == ctx.n_max
+
+
+def test_a_set_with_a_validation_part_is_validated_on_it():
+    from scidiff import config
+    from scidiff.training.prepare import prepare
+
+    words = ["experiment=community_family_flow", "data.options.train=30", "data.options.valid=7"]
+    made = prepare(config.compose("train", words))
+    assert (len(made.train), len(made.valid)) == (30, 7)
+    assert not any(torch.equal(a, b) for a in made.train.state["edges"] for b in made.valid.state["edges"])
+    shared = prepare(config.compose("train", [*words, "data.hold_out=0.1"]))
+    assert (len(shared.train), len(shared.valid)) == (27, 3)
