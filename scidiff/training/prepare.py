@@ -87,7 +87,7 @@ def _standard(name: str, values: torch.Tensor) -> dict[str, float]:
     """Mean and standard deviation of a condition over the training data."""
     mean, std = float(values.mean()), float(values.std())
     if not std > 1e-9 * max(abs(mean), 1e-9):
-        raise UsageError(f"The condition {name!r} is {mean:g} for all training data, so nothing can be learned from it.",
+        raise UsageError(f"The condition {name!r} is {mean:g} for all training data: nothing can be learned from it.",
                          "Leave it out.")
     return {"mean": mean, "std": std}
 
