@@ -49,8 +49,8 @@ def train(cache: Cache, out: str | Path, resume: bool = False, progress: Progres
     objective = build(config["objective"], spec=spec)
     module = Training(denoiser, objective, cache, settings, seed)
     if settings.get("compile"):
-        # Every length is compiled twice, with and without gradients, and by torch's default at most eight times.
-        torch._dynamo.config.recompile_limit = max(8, 2 * int(settings.get("buckets") or 1) + 2)
+        # Three programs a length: without gradients, and with them, self-conditioned or not. Torch stops at eight.
+        torch._dynamo.config.recompile_limit = max(8, 4 * int(settings.get("buckets") or 1))
         denoiser.backbone.compile(dynamic=False)
     _quiet()
     trainer = lightning.Trainer(
