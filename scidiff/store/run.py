@@ -44,6 +44,8 @@ _LIBRARIES = (
     "omegaconf",
     "rdkit",
     "networkx",
+    "nibabel",
+    "pydicom",
 )
 _EXPLAINED = {
     "README.txt": "this list",
@@ -55,6 +57,8 @@ _EXPLAINED = {
     "parts": "finished chunks, from which an interrupted run continues",
     "trajectory": "the states after every step of each chunk: <component> [steps, samples, ...], t [steps]",
     "molecules.png": "a picture of the first samples",
+    "card.md": "model card: data, evaluation, limits (MI-CLAIM-GEN)",
+    "card.json": "the same for programs",
     "samples.sdf": "the samples with 2-D coordinates, for chemistry programs",
     "smiles.smi": "one line a valid sample: SMILES, id",
     "graphs.npz": "all graphs, in arrays: n_nodes, edge_ptr, edges, name, and node_label where nodes have one",
