@@ -272,7 +272,7 @@ def test_first_states_that_cannot_be_used(model, states, frames, more, sentence)
     ({"steps": 10**7, "members": 64}, r"take 1\d\d GB of memory; at most 8 GB are allowed"),
     ({"init": "nowhere.nc"}, "nowhere.nc does not exist"),
     ({"device": "gpu"}, "no device 'gpu'"),
-    ({"precision": 16}, "precision is 32 or 64"),
+    ({"precision": 16}, "precision is 32, 64 or bf16"),
 ])
 def test_impossible_requests_are_one_sentence_and_store_nothing(model, ask, sentence):
     shelf = Shelf()
