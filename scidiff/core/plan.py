@@ -9,8 +9,9 @@ the components:
 `base` is the current value or the value at the start of the step ("start"), H the history of predictions of kind
 `form`, newest first (on = 0 is the newest prediction), xi fresh noise of the component's space named by `tag`,
 `centre` the mean of a centred path. A langevin row has a = snr, b = (factor,), c = scale and form "sample" or "batch"
-(whose norms). `keep` makes the result the start of the next step. Times t -> s are kept for
-kernels and rules that need them. A plan of a fixed solver holds Python floats only and is storable as JSON.
+(whose norms); a bayes row has the form "redraw", "update", "sample" or "mode" (core/path/belief.py). `keep` makes the
+result the start of the next step. Times t -> s are kept for kernels and rules that need them. A plan of a fixed solver
+holds Python floats only and is storable as JSON.
 """
 
 from __future__ import annotations

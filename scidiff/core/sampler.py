@@ -203,7 +203,8 @@ class Sampler:
             steps = (self._unpack(stage, remembered) for stage in self.driver.stages(loop, loop.t_start))
         else:
             steps = planned[loop.stage:]
-        ahead = NoiseAhead(loop, planned or ())
+        # A Run with noise of its own is asked for it step by step.
+        ahead = NoiseAhead(loop, (planned or ()) if type(run) is Run else ())
         number = loop.stage
         for t, s, evaluate, last, rows, stage in steps:
             run.step, loop.t, loop.s = number, t, s
