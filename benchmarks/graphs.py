@@ -71,7 +71,8 @@ def resized(model: Model, nodes: int) -> Model:
 
 def speed() -> dict[str, Any]:
     tree = Model.load("tree_flow")
-    models = [("QM9, 9 atoms at most", Model.load("qm9_flow"), 512), ("ZINC250k, 38 at most", Model.load("zinc250k_flow"), 128),
+    models = [("QM9, 9 atoms at most", Model.load("qm9_flow"), 512),
+              ("ZINC250k, 38 at most", Model.load("zinc250k_flow"), 128),
               ("trees, 64 nodes", resized(tree, 64), 32), ("the same network, 128 nodes", resized(tree, 128), 8)]
     rows = []
     for title, model, count in models:
@@ -99,7 +100,7 @@ def timed(network: torch.nn.Module) -> Iterator[list[float]]:
 
 
 def shares() -> dict[str, Any]:
-    rows = [share(title, model) for title, model in (("QM9", Model.load("qm9_flow")), ("ZINC250k", Model.load("zinc250k_flow")))]
+    rows = [share(title, Model.load(name)) for title, name in (("QM9", "qm9_flow"), ("ZINC250k", "zinc250k_flow"))]
     return {"title": f"Where the time of {MANY:,} molecules goes", "rows": rows}
 
 
@@ -173,7 +174,8 @@ def beside_plain(experiment: str, batch: int, turns: int = 3, steps: int = 10) -
             return plain.predictor_corrector(pair, start, laws, draw, steps, "reverse", method["snr"], method["scale"])
 
     found, expected = ours(), theirs(injected)
-    apart = max(float((found[n] - x).abs().max() / x.abs().max()) for n, x in zip(names.values(), expected, strict=True))
+    apart = max(float((found[n] - x).abs().max() / x.abs().max())
+                for n, x in zip(names.values(), expected, strict=True))
     draw = plain.randn_draw(expected[0], expected[1], real)
     times = [(took(ours), took(lambda: theirs(draw))) for _ in range(turns)]
     a, b = min(t[0] for t in times) / steps, min(t[1] for t in times) / steps

@@ -150,8 +150,8 @@ class Model:
         return ctx
 
     def chunks(self, ctx: Context, chunk: int | None = None) -> list[list[int]]:
-        """Which rows of the context are computed together: similar sizes, at most `chunk` (default: what the model's own
-        `sampling.chunk` says, else 256, fewer where pairs of a large graph would fill the memory)."""
+        """Which rows of the context are computed together: similar sizes, at most `chunk` (default: what the model's
+        own `sampling.chunk` says, else 256, fewer where pairs of a large graph would fill the memory)."""
         chunk = chunk or (self.config.get("sampling") or {}).get("chunk")
         if chunk is None and any(c.shape.count("N") > 1 for c in self.spec.values()) and ctx.sizes is not None:
             chunk = min(CHUNK, max(PAIRS // int(ctx.sizes.max()) ** 2, 1))
