@@ -16,6 +16,7 @@ differentiable any number of times. A real operator acts on both parts of comple
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +81,7 @@ class SVD:
         return SVD(self.s * abs(factor), lambda c: sign * self.u(c), lambda y: sign * self.ut(y), self.v, self.vt)
 
 
-class LinearOperator:
+class LinearOperator(ABC):
     """A linear map of batches with its exact adjoint; a subclass gives `_forward` and `_adjoint`.
 
     `dtype` and `out_dtype` say whether x and y are real or complex; the precision is that of the input. Where
@@ -95,11 +96,11 @@ class LinearOperator:
         self.dtype, self.out_dtype = dtype, out_dtype or dtype
         self._norm: float | None = None
 
-    def _forward(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _forward(self, x: Tensor) -> Tensor: ...
 
-    def _adjoint(self, y: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _adjoint(self, y: Tensor) -> Tensor: ...
 
     def svd(self) -> SVD | None:
         """The singular value decomposition by actions, or None where there is none in closed form."""

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 from scidiff.core.errors import UsageError
 from scidiff.core.path.gaussian import GaussianPath
 from scidiff.core.plan import Row
+from scidiff.core.solvers.corrected import Corrected
 from scidiff.core.solvers.euler_maruyama import EulerMaruyama
 from scidiff.core.solvers.fixed import Method, Part, gaussian
-from scidiff.core.solvers.grid import Grid
 
 if TYPE_CHECKING:
     from scidiff.core.spec import Component
 
 
 @dataclass(frozen=True)
-class PredictorCorrector:
+class PredictorCorrector(Corrected):
     """`predictor` has one stage a step. factor: None takes the predictor's own factors, where it has such, and else
     (alpha_t / alpha_s)^2 of the step, which is 1 on VE paths."""
 
@@ -41,17 +41,6 @@ class PredictorCorrector:
     def __post_init__(self) -> None:
         if self.n_corr < 0 or (self.n_corr > 0 and self.snr <= 0.0):
             raise UsageError("A predictor-corrector solver needs n_corr >= 0 and a positive snr.")
-
-    @property
-    def order(self) -> int:
-        return self.predictor.order
-
-    @property
-    def last(self) -> str:
-        return getattr(self.predictor, "last", "stop")
-
-    def default_grid(self) -> Grid:
-        return self.predictor.default_grid()
 
     def parts(self, name: str, component: Component, times: Sequence[float]) -> list[list[Part]]:
         path = gaussian(component, "A predictor-corrector solver")

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING
 from scidiff.core.errors import UsageError
 from scidiff.core.plan import Row
 from scidiff.core.solvers.ancestral import Ancestral
+from scidiff.core.solvers.corrected import Corrected
 from scidiff.core.solvers.fixed import Method, Part, gaussian
-from scidiff.core.solvers.grid import Grid
 
 if TYPE_CHECKING:
     from scidiff.core.spec import Component
 
 
 @dataclass(frozen=True)
-class StepCorrector:
+class StepCorrector(Corrected):
     """`predictor` has one stage a step; n_corr corrections before it. A last step that returns the data prediction is
     preceded by its corrections too."""
 
@@ -37,17 +37,6 @@ class StepCorrector:
     def __post_init__(self) -> None:
         if self.n_corr < 0 or not (math.isfinite(self.step) and self.step >= 0.0):
             raise UsageError("A corrector of given steps needs n_corr >= 0 and a step from 0 on.")
-
-    @property
-    def order(self) -> int:
-        return self.predictor.order
-
-    @property
-    def last(self) -> str:
-        return getattr(self.predictor, "last", "stop")
-
-    def default_grid(self) -> Grid:
-        return self.predictor.default_grid()
 
     def parts(self, name: str, component: Component, times: Sequence[float]) -> list[list[Part]]:
         predicted, out = self.predictor.parts(name, component, times), []

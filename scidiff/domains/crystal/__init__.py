@@ -173,9 +173,9 @@ class CrystalDomain(Domain):
         return of_structures(objects, self.codec, ids)
 
     def check(self, objects: Sequence[Structure]) -> list[Verdict]:
-        from scidiff.domains.crystal.soundness import check
+        from scidiff.domains.crystal.validity import structural
 
-        return [check(structure) for structure in objects]
+        return structural(objects)
 
     def metrics(self, objects: Sequence[Structure], verdicts: Sequence[Verdict], reference: Reference | None = None,
                 seed: int = 0) -> list[Metric]:

@@ -11,7 +11,6 @@ further arrays [M]        numbers of each crystal by name: energies, gaps, a col
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,25 +18,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scidiff.domains.crystal.entries import Entry, Rules, broken, from_lengths, judged
+from scidiff.store.arrays import Damaged, read
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_LARGEST = 2 << 30  # bytes of an unpacked archive
 _NEEDED = ("num_atoms", "atomic_numbers", "frac_coords", "lengths", "angles")
 _OWN = (*_NEEDED, "material_id", "row_index")
-
-
-class _Damaged(Exception):
-    """What is wrong with an archive, as the end of a sentence."""
 
 
 def entries(path: Path, rules: Rules, trusted: bool = True) -> Iterator[Entry]:
     """The crystals of an archive; `trusted`: its cells are reduced and its atoms do not overlap."""
     try:
-        arrays = _arrays(path)
+        arrays = read(path)
         ends = _whole(arrays)
-    except _Damaged as damage:
+    except Damaged as damage:
         yield broken(path.name, str(damage))
         return
     count, stem = len(ends), path.name.split(".")[0]
@@ -59,41 +54,24 @@ def entries(path: Path, rules: Rules, trusted: bool = True) -> Iterator[Entry]:
         begin = end
 
 
-def _arrays(path: Path) -> dict[str, NDArray]:
-    """The arrays of the archive, plain numbers and text only."""
-    if path.stat().st_size == 0:
-        raise _Damaged("it is empty")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(part.file_size for part in archive.infolist()) > _LARGEST:
-                raise _Damaged("it unpacks to more than 2 GiB")
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except ValueError as error:
-        why = "it holds Python objects, which scidiff does not unpack" if "pickle" in str(error) else str(error)
-        raise _Damaged(why) from error
-    except (zipfile.BadZipFile, EOFError, OSError, KeyError, NotImplementedError) as error:
-        raise _Damaged("it is no NumPy archive, or damaged") from error
-
-
 def _whole(arrays: dict[str, NDArray]) -> NDArray:
     """Where the atoms of each crystal end, int64 [M]; the arrays have the shapes that they must have."""
     for name in _NEEDED:
         if name not in arrays:
-            raise _Damaged(f"it has no array {name!r}")
+            raise Damaged(f"it has no array {name!r}")
         kinds = "iu" if name in ("num_atoms", "atomic_numbers") else "iuf"
         if arrays[name].dtype.kind not in kinds:
-            raise _Damaged(f"its array {name!r} does not hold {'whole ' if kinds == 'iu' else ''}numbers")
+            raise Damaged(f"its array {name!r} does not hold {'whole ' if kinds == 'iu' else ''}numbers")
     counts = arrays["num_atoms"]
     if counts.ndim != 1 or (counts.astype(np.int64) < 0).any():
-        raise _Damaged("its array 'num_atoms' does not hold one count a crystal")
+        raise Damaged("its array 'num_atoms' does not hold one count a crystal")
     ends = np.cumsum(counts.astype(np.int64))
     atoms = int(ends[-1]) if len(ends) else 0
     shapes = {"atomic_numbers": (atoms,), "frac_coords": (atoms, 3), "lengths": (len(ends), 3),
               "angles": (len(ends), 3), "material_id": (len(ends),)}
     for name, shape in shapes.items():
         if name in arrays and arrays[name].shape != shape:
-            raise _Damaged(f"its array {name!r} has the shape {arrays[name].shape}, not {shape}")
+            raise Damaged(f"its array {name!r} has the shape {arrays[name].shape}, not {shape}")
     return ends
 
 

@@ -28,14 +28,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scidiff.core.errors import ScidiffError, UsageError, nearest
+from scidiff.core.errors import ScidiffError, UsageError
 from scidiff.domains.crystal import charges, validity
 from scidiff.domains.crystal.matching import displacements, identity
 from scidiff.domains.crystal.pool import Pool
 from scidiff.domains.crystal.properties import Distribution
 from scidiff.domains.crystal.retrieval import CubicPerovskite, TemplateRetrieval
+from scidiff.domains.references import Search
 from scidiff.store import atomic, cards, fetch
-from scidiff.store.locate import shared_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -186,20 +186,17 @@ def find(name: str, root: str | Path | None = None) -> Reference:
 
     root: the folder that holds the files of the data set, where it is not found otherwise.
     """
-    shipped = {f.parent.name: f for f in shared_folder("datasets").glob("*/reference.npz") if _holds_crystals(f)}
-    if name in shipped:
-        return replace(load(shipped[name]), root=root)
-    path = Path(name)
-    if path.suffix == ".npz" and path.is_file() and _holds_crystals(path):
-        return load(path)
-    if path.exists():
-        from scidiff.domains.crystal import data
+    search = Search("crystal", "crystals", ("density", "elements"), load, _of_samples, lambda n: _of_set(n, root))
+    return replace(search(name), root=root)
 
-        found = data.read(path).require(path)
-        return build(path.name, found.objects, meta={"part": "all", "source": path.name})
-    described = [n for n in cards.names() if cards.find(n).domain == "crystal"]
-    if name not in described:
-        raise UsageError(f"There is no reference set of crystals {name!r}.", nearest(name, {*shipped, *described}))
+
+def _of_samples(path: Path) -> Reference:
+    from scidiff.domains.crystal import data
+
+    return build(path.name, data.read(path).require(path).objects, meta={"part": "all", "source": path.name})
+
+
+def _of_set(name: str, root: str | Path | None) -> Reference:
     test = _read(name, "test", root)
     if test is None:
         raise UsageError(f"The crystals of {name} are not on this machine.",
@@ -217,14 +214,6 @@ def _read(name: str, split: str, root: str | Path | None = None) -> list[Structu
         return data.dataset(given.files, given.reader, given.options, split).objects
     except ScidiffError:
         return None
-
-
-def _holds_crystals(path: Path) -> bool:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return "density" in archive.files and "elements" in archive.files
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return False
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

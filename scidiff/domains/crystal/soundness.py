@@ -1,8 +1,8 @@
-"""Whether a crystal is physically possible at all: the structural validity of the literature, with its reason.
+"""Whether a cell and its atoms are physically possible at all: the rule of structural validity in the literature.
 
-A crystal is valid where its cell can be built (finite numbers, positive lengths, possible angles), its volume is at
-least 0.1 Angstrom^3, and no two atoms, periodic images included, are closer than 0.5 Angstrom; an atom and its own
-images do not count (Xie et al. 2022, CDVAE, arXiv 2110.06197).
+validity.py applies it to many crystals. A crystal is valid where its cell can be built (finite numbers, positive
+lengths, possible angles), its volume is at least 0.1 Angstrom^3, and no two atoms, periodic images included, are closer
+than 0.5 Angstrom; an atom and its own images do not count (Xie et al. 2022, CDVAE, arXiv 2110.06197).
 """
 
 from __future__ import annotations
@@ -11,30 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scidiff.domains.base import Verdict
-from scidiff.domains.crystal.codec import symbols
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from pymatgen.core import Structure
 
 CLOSEST, LEAST_VOLUME = 0.5, 0.1  # Angstrom, Angstrom^3
 FLATTEST, LONGEST = 1e-6, 1e4  # volume of the cell over the product of its edges; Angstrom
-
-
-def check(structure: Structure) -> Verdict:
-    """The verdict on one crystal."""
-    why = impossible_cell(structure.lattice.matrix)
-    if not why and not len(structure):
-        why = "it has no atoms"
-    if not why and not np.isfinite(structure.frac_coords).all():
-        why = "a coordinate is not finite"
-    if not why and (close := closest(structure.frac_coords, structure.lattice.matrix)) is not None:
-        i, j, distance = close
-        if distance < CLOSEST:
-            names = symbols(structure)
-            why = f"{names[i]}{i + 1} and {names[j]}{j + 1} are {distance:.2f} A apart (less than {CLOSEST} A)"
-    return Verdict(not why, why)
 
 
 def impossible_cell(matrix: NDArray) -> str:

@@ -7,7 +7,6 @@ farther away is paler.
 
 from __future__ import annotations
 
-import io
 import itertools
 import textwrap
 from collections.abc import Sequence
@@ -19,14 +18,13 @@ from scidiff.domains.base import Verdict
 from scidiff.domains.crystal import soundness
 from scidiff.domains.crystal.codec import composition, density, formula, symbols
 from scidiff.domains.crystal.formula import NUMBER
+from scidiff.domains.pictures import of_samples, png, svg
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pymatgen.core import Structure
 
 _COLUMNS = 6
-_MOST_DRAWN = 24
-_MOST_INVALID = 12
 _EDGE = 0.02  # of fractional coordinates: an atom so near to a face is drawn on the opposite one too
 _TURN = np.radians((-72.0, 18.0))  # about x and about z
 _INK, _BAD, _PAPER, _LINE = "#1f5a8a", "#b04a2f", "#b9b9b9", "#8a98a5"
@@ -105,15 +103,9 @@ def _figure(structures: Sequence[Structure], verdicts: Sequence[Verdict], ids: S
     return figure
 
 
-def _saved(figure: Any, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None)
-    return buffer.getvalue()
-
-
 def grid_png(structures: Sequence[Structure], verdicts: Sequence[Verdict], ids: Sequence[str]) -> bytes:
     """A grid of cells as PNG bytes, name and formula under each; invalid ones bear their reason."""
-    return _saved(_figure(structures, verdicts, ids), "png")
+    return png(_figure(structures, verdicts, ids))
 
 
 def described(structures: Sequence[Structure]) -> dict[str, NDArray]:
@@ -144,8 +136,7 @@ def histograms_svg(structures: Sequence[Structure], reference: Any = None) -> st
             axis.set_yticks([])
             axis.spines[["right", "top", "left"]].set_visible(False)
         figure.axes[0].legend(frameon=False, fontsize=7)
-        text = _saved(figure, "svg").decode("utf-8")
-    return text[text.index("<svg"):]
+        return svg(figure)
 
 
 def _bins(values: NDArray, counted: bool) -> NDArray:
@@ -158,17 +149,7 @@ def _bins(values: NDArray, counted: bool) -> NDArray:
 def pictures(structures: Sequence[Structure], verdicts: Sequence[Verdict], ids: Sequence[str],
              reference: Any = None) -> dict[str, str | bytes]:
     """Caption -> picture: the first samples as they came, the invalid ones with reasons, and distributions."""
-    out: dict[str, str | bytes] = {}
-    if not structures:
-        return out
-    first, shown = slice(0, _MOST_DRAWN), min(len(structures), _MOST_DRAWN)
-    out[f"The first {shown} samples, as drawn" if shown > 1 else "The sample"] = grid_png(
-        structures[first], verdicts[first], ids[first])
-    bad = [i for i, v in enumerate(verdicts) if not v.valid]
-    if bad and len(structures) > _MOST_DRAWN:
-        some = bad[:_MOST_INVALID]
-        out[f"Invalid samples ({len(some)} of {len(bad)}) and why"] = grid_png(
-            [structures[i] for i in some], [verdicts[i] for i in some], [ids[i] for i in some])
+    out = of_samples(structures, verdicts, ids, grid_png)
     good = [s for s, v in zip(structures, verdicts, strict=True) if v.valid]
     if good:
         caption = "Distributions of the valid samples"

@@ -12,7 +12,6 @@ node_label        optional: label of each node, graph after graph, with node_ptr
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,27 +20,23 @@ import numpy as np
 
 from scidiff.domains.graph.codec import labels_of
 from scidiff.domains.graph.entries import Entry, Rules, broken, judged
+from scidiff.store.arrays import Damaged, read
 
 if TYPE_CHECKING:
     from networkx import Graph
     from numpy.typing import NDArray
 
 PARTS = ("train", "valid", "test")
-_LARGEST = 2 << 30  # bytes of an unpacked archive
 _ARRAYS = ("n_nodes", "edge_ptr", "edges", "split", "name", "node_label", "node_ptr", "label_name")
-
-
-class _Damaged(Exception):
-    """What is wrong with an archive, as the end of a sentence."""
 
 
 def entries(path: Path, rules: Rules) -> Iterator[Entry]:
     """The graphs of an archive."""
     try:
-        arrays = _arrays(path)
+        arrays = read(path, _ARRAYS)
         counts, pointer, edges = _whole(arrays)
         labels = _labels(arrays, counts) if rules.label else None
-    except _Damaged as damage:
+    except Damaged as damage:
         yield broken(path.name, str(damage))
         return
     parts, names = arrays.get("split"), arrays.get("name")
@@ -54,40 +49,23 @@ def entries(path: Path, rules: Rules) -> Iterator[Entry]:
         yield judged(entry, rules)
 
 
-def _arrays(path: Path) -> dict[str, NDArray]:
-    """The known arrays of the archive, plain numbers and text only."""
-    if path.stat().st_size == 0:
-        raise _Damaged("it is empty")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(part.file_size for part in archive.infolist()) > _LARGEST:
-                raise _Damaged("it unpacks to more than 2 GiB")
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in _ARRAYS if name in stored.files}
-    except ValueError as error:
-        why = "it holds Python objects, which scidiff does not unpack" if "pickle" in str(error) else str(error)
-        raise _Damaged(why) from error
-    except (zipfile.BadZipFile, EOFError, OSError, KeyError, NotImplementedError) as error:
-        raise _Damaged("it is no NumPy archive, or damaged") from error
-
-
 def _whole(arrays: dict[str, NDArray]) -> tuple[NDArray, NDArray, NDArray]:
     """n_nodes, edge_ptr, edges as int64, with the shapes that they must have."""
     for name in ("n_nodes", "edge_ptr", "edges"):
         if name not in arrays:
-            raise _Damaged(f"it has no array {name!r}")
+            raise Damaged(f"it has no array {name!r}")
         if arrays[name].dtype.kind not in "iu":
-            raise _Damaged(f"its array {name!r} does not hold whole numbers")
+            raise Damaged(f"its array {name!r} does not hold whole numbers")
     counts, pointer, edges = (arrays[name].astype(np.int64) for name in ("n_nodes", "edge_ptr", "edges"))
     if counts.ndim != 1 or pointer.shape != (len(counts) + 1,) or edges.ndim != 2 or edges.shape[1] != 2:
-        raise _Damaged("its arrays n_nodes [G], edge_ptr [G+1] and edges [E, 2] do not fit together")
+        raise Damaged("its arrays n_nodes [G], edge_ptr [G+1] and edges [E, 2] do not fit together")
     if pointer[0] != 0 or (np.diff(pointer) < 0).any() or pointer[-1] != len(edges) or (counts < 0).any():
-        raise _Damaged("its edge_ptr does not cut the edges into graphs")
+        raise Damaged("its edge_ptr does not cut the edges into graphs")
     for name, shape in (("split", counts.shape), ("name", counts.shape)):
         if name in arrays and arrays[name].shape != shape:
-            raise _Damaged(f"its array {name!r} does not have one entry a graph")
+            raise Damaged(f"its array {name!r} does not have one entry a graph")
     if "split" in arrays and not np.isin(arrays["split"], (0, 1, 2)).all():
-        raise _Damaged("its array 'split' holds other numbers than 0 (train), 1 (validation) and 2 (test)")
+        raise Damaged("its array 'split' holds other numbers than 0 (train), 1 (validation) and 2 (test)")
     return counts, pointer, edges
 
 
@@ -96,11 +74,11 @@ def _labels(arrays: dict[str, NDArray], counts: NDArray) -> list[list[str]] | No
         return None
     values = arrays["node_label"]
     if values.dtype.kind not in "iu" or values.shape != (int(counts.sum()),):
-        raise _Damaged("its array 'node_label' does not hold one whole number a node")
+        raise Damaged("its array 'node_label' does not hold one whole number a node")
     if "label_name" in arrays:
         names = arrays["label_name"]
         if names.ndim != 1 or (len(values) and not 0 <= int(values.min()) <= int(values.max()) < len(names)):
-            raise _Damaged("its array 'node_label' does not fit its array 'label_name'")
+            raise Damaged("its array 'node_label' does not fit its array 'label_name'")
         text = [str(names[k]) for k in values.tolist()]
     else:
         text = [str(k) for k in values.tolist()]

@@ -33,10 +33,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scidiff.core.errors import ScidiffError, UsageError, nearest
+from scidiff.core.errors import ScidiffError, UsageError
 from scidiff.domains.graph import data, distances, isomorphism, topology, validity
+from scidiff.domains.references import Search
 from scidiff.store import atomic, cards, fetch
-from scidiff.store.locate import shared_folder
 
 if TYPE_CHECKING:
     from networkx import Graph
@@ -190,18 +190,14 @@ def load(path: str | Path) -> Reference:
 
 def find(name: str) -> Reference:
     """A reference by the name of its data set, or graphs of a file or folder, read on the spot."""
-    shipped = {f.parent.name: f for f in shared_folder("datasets").glob("*/reference.npz") if _holds_graphs(f)}
-    if name in shipped:
-        return load(shipped[name])
-    path = Path(name)
-    if path.suffix == ".npz" and path.is_file() and _holds_graphs(path):
-        return load(path)
-    if path.exists():
-        found = data.read(path).require(path)
-        return build(path.name, found.objects, meta={"part": "all", "source": path.name})
-    described = [n for n in cards.names() if cards.find(n).domain == "graph"]
-    if name not in described:
-        raise UsageError(f"There is no reference set of graphs {name!r}.", nearest(name, {*shipped, *described}))
+    return Search("graph", "graphs", ("hash_steps", "spectrum"), load, _of_samples, _of_set)(name)
+
+
+def _of_samples(path: Path) -> Reference:
+    return build(path.name, data.read(path).require(path).objects, meta={"part": "all", "source": path.name})
+
+
+def _of_set(name: str) -> Reference:
     kind = str(next((x.options["kind"] for x in cards.find(name).layouts if "kind" in x.options), ""))
     return build(name, _read(name, "test"), _read(name, "train"), kind=kind, meta={"part": "test", "source": name})
 
@@ -210,14 +206,6 @@ def _read(name: str, split: str, download_missing: bool = True) -> list[Graph]:
     """One part of a data set, found where training finds it."""
     given = fetch.provide(cards.find(name), download_missing=download_missing)
     return data.dataset(given.files, given.reader, given.options, split).objects
-
-
-def _holds_graphs(path: Path) -> bool:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return "hash_steps" in archive.files and "spectrum" in archive.files
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return False
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

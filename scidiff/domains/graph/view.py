@@ -6,7 +6,6 @@ label has a colour. Positions depend on the graph alone.
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections import Counter
@@ -17,14 +16,13 @@ import numpy as np
 
 from scidiff.domains.base import Verdict
 from scidiff.domains.graph.codec import LABEL
+from scidiff.domains.pictures import of_samples, png, svg
 
 if TYPE_CHECKING:
     from networkx import Graph
     from numpy.typing import NDArray
 
 _COLUMNS = 6
-_MOST_DRAWN = 24
-_MOST_INVALID = 12
 _SMALL = 40  # nodes up to which distances are worth their cubic cost
 _DENSE = 500  # nodes from which eigenvectors are found by a random start
 _INK, _BAD, _PAPER, _LINE = "#1f5a8a", "#b04a2f", "#b9b9b9", "#8a98a5"
@@ -108,15 +106,9 @@ def _fitted(at: NDArray[np.float64]) -> NDArray[np.float64]:
     return 0.86 * (at - 0.5 * (low + high)) / max(float((high - low).max()), 1e-9)
 
 
-def _saved(figure: Any, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None)
-    return buffer.getvalue()
-
-
 def grid_png(graphs: Sequence[Graph], verdicts: Sequence[Verdict], ids: Sequence[str]) -> bytes:
     """A grid of drawings as PNG bytes; invalid ones bear their reason."""
-    return _saved(_figure(graphs, verdicts, ids), "png")
+    return png(_figure(graphs, verdicts, ids))
 
 
 def degrees(graphs: Sequence[Graph]) -> NDArray[np.float64]:
@@ -144,24 +136,15 @@ def degrees_svg(graphs: Sequence[Graph], other: NDArray[np.float64] | None = Non
         axis.set_ylabel("share of nodes")
         axis.spines[["right", "top"]].set_visible(False)
         axis.legend(frameon=False)
-        text = _saved(figure, "svg").decode("utf-8")
-    return text[text.index("<svg"):]
+        return svg(figure)
 
 
 def pictures(graphs: Sequence[Graph], verdicts: Sequence[Verdict], ids: Sequence[str],
              reference: Any = None) -> dict[str, str | bytes]:
     """Caption -> picture: the first samples as they came, the invalid ones with reasons, and the degrees."""
-    out: dict[str, str | bytes] = {}
+    out = of_samples(graphs, verdicts, ids, grid_png)
     if not graphs:
         return out
-    first, shown = slice(0, _MOST_DRAWN), min(len(graphs), _MOST_DRAWN)
-    out[f"The first {shown} samples, as drawn" if shown > 1 else "The sample"] = grid_png(
-        graphs[first], verdicts[first], ids[first])
-    bad = [i for i, v in enumerate(verdicts) if not v.valid]
-    if bad and len(graphs) > _MOST_DRAWN:
-        some = bad[:_MOST_INVALID]
-        out[f"Invalid samples ({len(some)} of {len(bad)}) and why"] = grid_png(
-            [graphs[i] for i in some], [verdicts[i] for i in some], [ids[i] for i in some])
     known = getattr(reference, "degrees", None)
     caption = "Degrees of all nodes" + ("" if known is None else " beside the reference")
     out[caption] = degrees_svg(graphs, known, str(getattr(reference, "title", "")))

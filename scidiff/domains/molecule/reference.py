@@ -29,13 +29,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scidiff.core.errors import ScidiffError, UsageError, nearest
+from scidiff.core.errors import ScidiffError, UsageError
 from scidiff.domains.molecule import chemistry, chemnet
 from scidiff.domains.molecule.data import read_table
 from scidiff.domains.molecule.fingerprints import LinearReference, SparseRows, morgan_rows
 from scidiff.domains.molecule.nspdk import nspdk_rows
+from scidiff.domains.references import Search
 from scidiff.store import atomic
-from scidiff.store.locate import shared_folder
 
 if TYPE_CHECKING:
     from rdkit.Chem import Mol
@@ -218,21 +218,12 @@ def load(path: str | Path) -> Reference:
 
 def find(name: str) -> Reference:
     """A reference by the name of its data set, or from a file: `.npz` as stored, or molecules read on the spot."""
-    path = Path(name)
-    if path.suffix == ".npz" and path.is_file():
-        return load(path)
-    if path.exists():
-        records = read_table(path, invalid="reject").require(path)
-        return build(path.name, records.objects, [], {"part": "all", "source": path.name})
-    shipped = {f.parent.name: f for f in shared_folder("datasets").glob("*/reference.npz") if _is_molecular(f)}
-    if name not in shipped:
-        raise UsageError(f"There is no reference set of molecules {name!r}.", nearest(name, shipped))
-    return load(shipped[name])
+    return Search("molecule", "molecules", ("nspdk_mean",), load, _of_samples)(name)
 
 
-def _is_molecular(path: Path) -> bool:
-    with np.load(path, allow_pickle=False) as archive:
-        return "nspdk_mean" in archive.files
+def _of_samples(path: Path) -> Reference:
+    records = read_table(path, invalid="reject").require(path)
+    return build(path.name, records.objects, [], {"part": "all", "source": path.name})
 
 
 def build_fcd(file: Path, test: Sequence[Mol], train: Sequence[Mol]) -> chemnet.FcdReference:

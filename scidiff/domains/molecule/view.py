@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +10,13 @@ import numpy as np
 from scidiff.domains.base import Verdict
 from scidiff.domains.molecule import chemistry
 from scidiff.domains.molecule.reference import Reference, describe
+from scidiff.domains.pictures import of_samples, svg
 
 if TYPE_CHECKING:
     from rdkit.Chem import Mol
 
 _PANEL = (220, 190)
 _COLUMNS = 6
-_MOST_DRAWN = 24
-_MOST_INVALID = 12
 _INK, _PAPER = "#1f5a8a", "#b9b9b9"
 
 
@@ -101,10 +99,7 @@ def histograms_svg(molecules: Sequence[Mol], reference: Reference | None = None)
             axis.set_yticks([])
             axis.spines[["left", "right", "top"]].set_visible(False)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+        return svg(figure)
 
 
 def _edges(name: str, values: np.ndarray) -> np.ndarray:
@@ -118,20 +113,7 @@ def pictures(
     molecules: Sequence[Mol], verdicts: Sequence[Verdict], ids: Sequence[str], reference: Reference | None = None
 ) -> dict[str, str | bytes]:
     """Caption -> SVG: the first samples as they came, the invalid ones with reasons, and the histograms."""
-    out: dict[str, str | bytes] = {}
-    if not molecules:
-        return out
-    first = slice(0, _MOST_DRAWN)
-    shown = min(len(molecules), _MOST_DRAWN)
-    out[f"The first {shown} samples, as drawn" if shown > 1 else "The sample"] = grid_svg(
-        molecules[first], verdicts[first], ids[first]
-    )
-    bad = [i for i, v in enumerate(verdicts) if not v.valid]
-    if bad and len(molecules) > _MOST_DRAWN:
-        some = bad[:_MOST_INVALID]
-        out[f"Invalid samples ({len(some)} of {len(bad)}) and why"] = grid_svg(
-            [molecules[i] for i in some], [verdicts[i] for i in some], [ids[i] for i in some]
-        )
+    out = of_samples(molecules, verdicts, ids, grid_svg)
     good = [m for m, v in zip(molecules, verdicts, strict=True) if v.valid]
     if len(good) > 1:
         out["Properties of the valid samples" + ("" if reference is None else " beside the reference")] = (

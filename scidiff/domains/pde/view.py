@@ -7,7 +7,6 @@ where a member has blown up. Images are PNG, curves SVG.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from scidiff.domains.base import Verdict
 from scidiff.domains.pde import ensemble, skill, spectra
 from scidiff.domains.pde.data import TRUTH, axes_of, extent_of, field_names
 from scidiff.domains.pde.shown import ERROR, FIELD, SPREAD, Axis, Forecasts, Row, exponent_of, lost_at, rows_of, told
+from scidiff.domains.pictures import png, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,7 +128,7 @@ def _space_time(ds: Dataset, field: str) -> bytes:
     panels[-1].set_xlabel(Axis.of(ds, "time").label, labelpad=1)
     _lyapunov(panels[-1], exponent, -0.45)
     _bars(figure, images, scales, Axis.of(ds, field))
-    return _png(figure)
+    return png(figure, 120)
 
 
 def _lyapunov(panel: Axes, exponent: float | None, place: float) -> None:
@@ -168,7 +168,7 @@ def _snapshots(ds: Dataset, field: str) -> bytes:
                          [f"{times[step]:.4g} {Axis.of(ds, 'time').unit}" for step in shown])
     panels[-1].set_xlabel(f"{Axis.of(ds, axes[-1]).label}, a box of {width:.4g}")
     _bars(figure, images, scales, Axis.of(ds, field))
-    return _png(figure)
+    return png(figure, 120)
 
 
 def _profile(ds: Dataset, field: str) -> bytes:
@@ -182,7 +182,7 @@ def _profile(ds: Dataset, field: str) -> bytes:
         panel.plot(ds[name].values, row.values[0], label=row.title)
     panel.set(xlabel=Axis.of(ds, name).label, ylabel=Axis.of(ds, field).label)
     panel.legend()
-    return _png(figure)
+    return png(figure, 120)
 
 
 # -- curves
@@ -247,7 +247,7 @@ def _correlation(f: Forecasts) -> str:
     panel.spines[["right", "top"]].set_visible(False)
     _lyapunov(panel, f.exponent, -0.18)
     figure.legend(*panel.get_legend_handles_labels(), loc="upper center", ncols=4)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _spectra(f: Forecasts, predicted: Tensor, truth: Tensor, steps: Sequence[int]) -> str:
@@ -275,7 +275,7 @@ def _spectra(f: Forecasts, predicted: Tensor, truth: Tensor, steps: Sequence[int
     panels[0].set_ylim(max(low, 1e-12 * highest), 5.0 * highest)
     panels[0].set_ylabel("energy")
     panels[0].legend(loc="upper right")
-    return _svg(figure)
+    return svg(figure)
 
 
 def _calibration(f: Forecasts, predicted: Tensor, truth: Tensor) -> str:
@@ -300,7 +300,7 @@ def _calibration(f: Forecasts, predicted: Tensor, truth: Tensor) -> str:
     _divergence(right, f, predicted, truth)
     for panel in (left, middle, right):
         panel.spines[["top", "right"]].set_visible(False)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _divergence(panel: Axes, f: Forecasts, predicted: Tensor, truth: Tensor) -> None:
@@ -320,16 +320,3 @@ def _divergence(panel: Axes, f: Forecasts, predicted: Tensor, truth: Tensor) -> 
         f"{known.used} of {len(x)} within the horizon"
     panel.set(xlim=(0.0, 1.05 * horizon), ylim=(0.0, 1.05 * horizon), title=f"divergence: {title}",
               xlabel=f"members part at ({f.clock.unit})", ylabel=f"they leave the reference at ({f.clock.unit})")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg"):]

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("pymatgen.core", reason="pymatgen is not installed")
 
 from scidiff.core.errors import UsageError
-from scidiff.domains.crystal import codec, soundness
+from scidiff.domains.crystal import codec, soundness, validity
 from scidiff.domains.crystal.codec import CrystalCodec, build
 from scidiff.domains.crystal.lattice import CHARTS
 from scidiff.domains.crystal.textbook import crystals
@@ -141,6 +141,6 @@ def test_the_closest_pair_is_that_of_brute_force():
     ([(0, 0, 0)], [[900, 0, 0], [900, 9e-4, 0], [0, 0, 900]], "the angles of the cell are impossible"),
 ])
 def test_verdicts_with_reasons(frac, matrix, why):
-    found = soundness.check(build([11] * len(frac), frac, np.asarray(matrix, dtype=float)))
+    found = validity.structural([build([11] * len(frac), frac, np.asarray(matrix, dtype=float))])[0]
     assert found.valid is not bool(why)
     assert why in found.reason

@@ -11,7 +11,7 @@ pytest.importorskip("pymatgen", reason="pymatgen is not installed")
 
 from pymatgen.core import Lattice, Structure
 
-from scidiff.domains.crystal import charges, soundness, validity
+from scidiff.domains.crystal import charges, validity
 from scidiff.domains.crystal.matching import composition_key
 
 
@@ -50,7 +50,7 @@ def test_what_cannot_be_built_is_named():
     assert validity.structural([]) == []
 
 
-def test_many_at_once_agree_with_brute_force_and_with_the_rule_for_one():
+def test_many_at_once_agree_with_brute_force():
     chance = np.random.default_rng(0)
     made = []
     for k in range(60):
@@ -59,7 +59,7 @@ def test_many_at_once_agree_with_brute_force_and_with_the_rule_for_one():
     made = [s for s in made if s.volume > 1.0]
     found = validity.structural(made)
     truth = [nearest(s, 8) >= 0.5 for s in made]
-    assert [v.valid for v in found] == truth == [soundness.check(s).valid for s in made]
+    assert [v.valid for v in found] == truth
     assert 10 < sum(truth) < len(made) - 10
 
 
