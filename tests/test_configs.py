@@ -18,7 +18,7 @@ FILES = sorted(file for file in CONF.rglob("*.yaml") if file.parent != CONF)
 OPTIONS = [file.relative_to(CONF).with_suffix("").as_posix() for file in FILES]
 NEEDED = {"data/smiles_file": ["data.path=my.smi"], "data/field_file": ["data.path=my.nc"],
           "data/graph_file": ["data.path=my.graphml"], "data/cif_dir": ["data.path=cells"],
-          "data/csv_dir": ["data.path=tables"]}
+          "data/csv_dir": ["data.path=tables"], "data/volume_file": ["data.path=scan.nii.gz"]}
 IN_RECONSTRUCT = ("operator", "posterior")
 
 

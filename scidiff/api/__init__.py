@@ -13,10 +13,10 @@ from pathlib import Path
 
 from scidiff.api.evaluate import evaluate
 from scidiff.api.generate import generate
+from scidiff.api.reconstruct import reconstruct
 from scidiff.api.rollout import rollout
-from scidiff.api.settings import Outcome, Progress, Settings, load, settings_of
+from scidiff.api.settings import Outcome, Progress, Settings, load
 from scidiff.api.train import train
-from scidiff.core.errors import UsageError
 
 __all__ = ["Outcome", "Progress", "Settings", "evaluate", "fetch", "generate", "load", "reconstruct", "rollout",
            "train"]
@@ -28,15 +28,3 @@ def fetch(name: str, progress: Progress | None = None) -> dict[str, Path]:
     from scidiff.store import fetch as store
 
     return store.provide(cards.find(name), progress=progress).files
-
-
-def reconstruct(settings: Settings, progress: Progress | None = None) -> Outcome:
-    """Reconstructs from a measurement, by a domain that offers it."""
-    from scidiff.domains import load_domain
-
-    config = settings_of("reconstruct", settings)
-    domain = load_domain((config.get("domain") or {}).get("name", ""))
-    offered = getattr(domain, "reconstruct", None)
-    if offered is None:
-        raise UsageError(f"The domain {domain.name!r} does not offer 'reconstruct'.")
-    return offered(config, progress)

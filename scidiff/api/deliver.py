@@ -14,24 +14,31 @@ if TYPE_CHECKING:
     from scidiff.store.run import RunFolder
 
 
-def deliver(run: RunFolder, model: Model, samples: Samples, config: Mapping[str, Any], title: str,
+def deliver(run: RunFolder, model: Model | None, samples: Samples, config: Mapping[str, Any], title: str,
             progress: Progress | None) -> Outcome:
-    """Files, metrics and report of finished samples; marks the run complete. The caller adds to the summary."""
+    """Files, metrics and report of finished samples, by the domain that they name; marks the run complete.
+
+    The caller adds to the summary. What a domain has `explained` of its files stands in README.txt.
+    """
     from scidiff.evaluation.evaluate import figures, measure
     from scidiff.evaluation.report import write_report
 
-    sampling = config["sampling"]
+    sampling, domain = config["sampling"], samples.domain
     samples.save(run.path)
     reference = None
     if sampling.get("metrics", True):
-        reference = reference_of(model.domain, (model.config.get("data") or {}).get("name"), quiet=True)
-        samples.metrics = measure(model.domain, samples.objects, samples.verdicts, reference, progress=progress)
+        data = None if model is None else (model.config.get("data") or {}).get("name")
+        reference = reference_of(domain, data, quiet=True)
+        samples.metrics = measure(domain, samples.objects, samples.verdicts, reference, progress=progress)
         figures(run.path, samples.metrics, samples.meta)
     summary = {}
     if sampling.get("report", True):
-        write_report(run.path, model.domain, samples, reference, title=title, config=config)
+        write_report(run.path, domain, samples, reference, title=title, config=config)
         summary["report"] = str(run / "report.html")
     run.finish(samples.meta)
+    explained = getattr(domain, "explained", None)
+    if explained:
+        run.describe(explained)
     return Outcome(run.path, samples, samples.metrics, summary)
 
 

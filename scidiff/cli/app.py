@@ -23,10 +23,12 @@ app = typer.Typer(
 
 WORDS = "what to make (scidiff list domains), and settings"
 RECIPES = "experiment (scidiff list experiments), and settings"
+SCANS = "NIfTI file, folder of DICOM or medical data set, and settings"
 MEASURED = "run folder, file or folder of samples, and settings"
 Words = Annotated[
     list[str] | None, typer.Argument(metavar="[DOMAIN] [KEY=VALUE]...", show_default=False, help=WORDS)
 ]
+Scans = Annotated[list[str] | None, typer.Argument(metavar="[INPUT] [KEY=VALUE]...", show_default=False, help=SCANS)]
 From = Annotated[str | None, typer.Option("--from", help="shipped model, run, checkpoint or org/name (from)")]
 Seed = Annotated[int | None, typer.Option(help="sample i depends on (seed, i) alone (seed)")]
 Steps = Annotated[int | None, typer.Option(help="network calls a sample (sampling.steps)")]
@@ -116,45 +118,54 @@ def generate(
 
 @app.command()
 def reconstruct(
-    words: Annotated[list[str] | None, typer.Argument(metavar="INPUT [KEY=VALUE]...", show_default=False)] = None,
+    words: Scans = None,
     operator: Annotated[str | None, typer.Option(help="how it was measured (operator)")] = None,
     views: Annotated[int | None, typer.Option(help="projections of a tomograph (operator.views)")] = None,
+    acceleration: Annotated[float | None, typer.Option(help="undersampling of k-space (operator.acceleration)")] = None,
     posterior: Annotated[str | None, typer.Option(help="how the measurement is used (posterior)")] = None,
     samples: Annotated[int | None, typer.Option("-n", "--samples", help="samples to draw (sampling.num)")] = None,
+    sinogram: Annotated[str | None, typer.Option(help="measured line integrals, .npy (sinogram)")] = None,
+    geometry: Annotated[str | None, typer.Option(help="their geometry, .yaml (geometry)")] = None,
+    kspace: Annotated[str | None, typer.Option(help="measured k-space, .npy (kspace)")] = None,
+    frame: Annotated[int | None, typer.Option(help="volume of a series over time (frame)")] = None,
+    size: Annotated[int | None, typer.Option(help="average slices to so many pixels a side (size)")] = None,
+    force: Annotated[bool, typer.Option("--force", help="go on outside of what the prior knows (force)")] = False,
     source: From = None,
     seed: Seed = None,
     steps: Steps = None,
     out: Out = None,
+    resume: Resume = None,
     device: Device = None,
-    batch: Batch = None,
+    batch: Annotated[int | None, typer.Option(help="slices that the network sees at once (sampling.chunk)")] = None,
+    condition: Condition = None,
     multirun: Many = False,
     dry_run: Dry = False,
     debug: Debug = False,
 ) -> None:
-    """Reconstruct an object from a measurement.
+    """Reconstruct a volume from a measurement. Not for clinical use.
 
-    Example: scidiff reconstruct scan.nii.gz --operator ct_sparse --views 20
+    Examples: scidiff reconstruct scan.nii.gz --operator ct_sparse --views 20; scidiff reconstruct --kspace k.npy;
+    scidiff reconstruct chest_phantom --operator ct_sparse --posterior fbp
     """
     from scidiff.cli import overrides as o
-    from scidiff.cli.work import offered, one_path, work
+    from scidiff.cli.work import offered, resumed, scanned, work
 
     bare, settings = o.split_words(words)
-    domain = offered("reconstruct", settings)
     flags = {
-        "input": one_path("reconstruct", bare),
-        "domain": domain,
-        "operator": operator,
-        "operator.views": o.positive("--views", views),
-        "posterior": posterior,
-        "sampling.num": o.positive("-n", samples),
-        "from": source,
-        "seed": seed,
-        "sampling.steps": o.positive("--steps", steps),
-        "out": out,
-        "device": device,
+        "operator": operator, "operator.views": o.positive("--views", views), "operator.acceleration": acceleration,
+        "posterior": posterior, "sinogram": sinogram, "geometry": geometry, "kspace": kspace, "frame": frame,
+        "size": o.positive("--size", size), "force": True if force else None, "from": source, "seed": seed,
+        "sampling.num": o.positive("--samples", samples), "sampling.steps": o.positive("--steps", steps),
         "sampling.chunk": o.positive("--batch", batch),
     }
-    work("reconstruct", [*o.assign(flags), *settings], dry_run, multirun)
+    asked = [*o.conditions(condition), *o.assign(flags)]
+    if resume is not None:
+        more = [*bare, *asked, *settings, *(["--out"] if out else []), *(["-m"] if multirun else [])]
+        work("reconstruct", resumed("reconstruct", resume, more, device=device), dry_run)
+        return
+    about = {"domain": offered("reconstruct", settings), "out": out, "device": device}
+    about["input"] = scanned(bare, measured=bool(sinogram or kspace or {"sinogram", "kspace"} & o.keys(settings)))
+    work("reconstruct", [*o.assign(about), *asked, *settings], dry_run, multirun)
 
 
 @app.command()
@@ -186,11 +197,8 @@ def rollout(
 
     bare, settings = o.split_words(words)
     flags = {
-        "sampling.num": o.positive("--members", members),
-        "sampling.length": o.positive("--steps", steps),
-        "sampling.trajectories": o.positive("--trajectories", trajectories),
-        "init": init,
-        "seed": seed,
+        "sampling.num": o.positive("--members", members), "sampling.length": o.positive("--steps", steps),
+        "sampling.trajectories": o.positive("--trajectories", trajectories), "init": init, "seed": seed,
         "sampling.chunk": o.positive("--batch", batch),
     }
     asked = [*o.conditions(condition), *o.assign(flags)]
@@ -259,13 +267,8 @@ def evaluate(
     bare, settings = o.split_words(words)
     path = None if publish and not bare else one_path("evaluate", bare)
     flags = {
-        "path": path,
-        "reference": reference,
-        "publish": True if publish else None,
-        "sampling.num": o.positive("-n", num),
-        "out": out,
-        "seed": seed,
-        "device": device,
+        "path": path, "reference": reference, "publish": True if publish else None, "out": out, "seed": seed,
+        "sampling.num": o.positive("-n", num), "device": device,
     }
     work("evaluate", [*judged(path, reference, settings), *o.assign(flags), *settings], dry_run)
 

@@ -25,6 +25,11 @@ def is_setting(word: str) -> bool:
     return bool(re.match(r"^(~\w[\w./@]*$|(\+\+?|~)?[\w./@]*=)", word))
 
 
+def keys(settings: Iterable[str]) -> set[str]:
+    """The names that `key=value` words set."""
+    return {word.split("=", 1)[0].lstrip("+~") for word in settings}
+
+
 def assign(values: Mapping[str, Any]) -> list[str]:
     """`key=value` for every value that is not None."""
     return [f"{key}={quote(value)}" for key, value in values.items() if value is not None]

@@ -159,6 +159,27 @@ def one_path(verb: str, bare: Sequence[str]) -> str:
     return bare[0]
 
 
+def scanned(bare: Sequence[str], measured: bool) -> str | None:
+    """The input of `reconstruct`: a file, a folder, or a data set of a domain that reconstructs; none beside a
+    measurement."""
+    from scidiff.store import cards
+
+    if len(bare) > 1 or (bare and measured):
+        raise UsageError(f"'reconstruct' takes one source, not {' and '.join([*bare, *['a measurement'] * measured])}.")
+    if not bare:
+        if measured:
+            return None
+        raise UsageError("Say what to reconstruct.", "Write: scidiff reconstruct SCAN --operator ct_sparse, or name a "
+                         "measurement with --sinogram or --kspace.")
+    able = [name for name in config.options("domain") if "reconstruct" in _about(name).get("offers", ())]
+    if (bare[0] in cards.names() and cards.find(bare[0]).domain in able) or Path(bare[0]).expanduser().exists():
+        return bare[0]
+    if "/" not in bare[0] and "." not in bare[0]:
+        known = [name for name in cards.names() if cards.find(name).domain in able]
+        raise UsageError(f"There is no file, folder or data set {bare[0]!r} to reconstruct.", nearest(bare[0], known))
+    return one_path("reconstruct", bare)
+
+
 def judged(path: str | None, reference: str | None, settings: Sequence[str]) -> list[str]:
     """The domain override of `evaluate`: from the run, or from the card of the reference data set."""
     from scidiff.store import cards

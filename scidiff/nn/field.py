@@ -64,12 +64,12 @@ def shifted(x: Tensor, by: int, padding: str) -> Tensor:
     return F.pad(x[:, max(by, 0): x.shape[1] + min(by, 0)], (0, 0, max(-by, 0), max(by, 0)))
 
 
-def padded(x: Tensor, width: int, padding: str) -> Tensor:
-    """[B, H, W, C] with `width` more points on every side: the field's own, or zeros."""
-    if width == 0 or padding == "zero":
-        return F.pad(x, (0, 0, width, width, width, width)) if width else x
-    x = torch.cat([x[:, -width:], x, x[:, :width]], 1)
-    return torch.cat([x[:, :, -width:], x, x[:, :, :width]], 2)
+def wrapped(x: Tensor, width: int, axis: int = 1) -> Tensor:
+    """[B, *space, C] of a periodic field with `width` more points on every side of its axes from `axis` on."""
+    if width == 0 or axis == x.dim() - 1:
+        return x
+    before, after = x.narrow(axis, x.shape[axis] - width, width), x.narrow(axis, 0, width)
+    return wrapped(torch.cat([before, x, after], axis), width, axis + 1)
 
 
 class Conv(nn.Module):
@@ -97,9 +97,11 @@ class Conv(nn.Module):
         if self.dims == 1:
             taps = [shifted(x, i * self.dilation, self.padding)[:, ::self.stride] for i in range(-half, half + 1)]
             return F.linear(torch.cat(taps, -1) if half else taps[0], self.weight.flatten(1), self.bias)
-        x = padded(x, reach, self.padding).permute(0, 3, 1, 2)
-        weight = self.weight.permute(0, 3, 1, 2)
-        return F.conv2d(x, weight, self.bias, self.stride, 0, self.dilation).permute(0, 2, 3, 1)
+        conv = F.conv2d if self.dims == 2 else F.conv3d
+        around = reach if self.padding == "zero" else 0
+        x = x if around else wrapped(x, reach)
+        return conv(x.movedim(-1, 1), self.weight.movedim(-1, 1), self.bias, self.stride, around,
+                    self.dilation).movedim(1, -1)
 
 
 class Up(nn.Module):
@@ -122,8 +124,9 @@ class Up(nn.Module):
             even = torch.cat([shifted(x, -1, self.padding), x], -1) @ torch.cat([w3, w1])
             odd = torch.cat([x, shifted(x, 1, self.padding)], -1) @ torch.cat([w2, w0])
             return torch.stack([even, odd], 2).reshape(b, 2 * n, -1) + self.bias
-        x = padded(x, 1, self.padding).permute(0, 3, 1, 2)
-        return F.conv_transpose2d(x, self.weight.permute(0, 3, 1, 2), self.bias, 2, 3).permute(0, 2, 3, 1)
+        conv = F.conv_transpose2d if self.dims == 2 else F.conv_transpose3d
+        x, around = (x, 1) if self.padding == "zero" else (wrapped(x, 1), 3)
+        return conv(x.movedim(-1, 1), self.weight.movedim(-1, 1), self.bias, 2, around).movedim(1, -1)
 
 
 def start(weight: nn.Parameter, bias: nn.Parameter, bound: float) -> None:
@@ -179,8 +182,8 @@ class FieldNetwork(nn.Module):
                  conditions: Sequence[str] | Mapping[str, int] | None, component: str, patch: int, multiple: int,
                  clocks: int, self_conditioning: bool) -> None:
         super().__init__()
-        if dims not in (1, 2):
-            raise UsageError(f"Networks on grids exist in 1 and 2 dimensions, not {dims}.")
+        if dims not in (1, 2, 3):
+            raise UsageError(f"Networks on grids exist in 1 to 3 dimensions, not {dims}.")
         if patch < 1:
             raise UsageError(f"A patch has at least one point, not {patch}.")
         self.padding = chosen(padding, PADDINGS, "padding")

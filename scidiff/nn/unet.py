@@ -1,4 +1,4 @@
-"""The modern U-Net for fields on regular grids, in one and two dimensions.
+"""The modern U-Net for fields on regular grids, in one to three dimensions.
 
     block   h = conv(act(norm x));  h = conv0(act(norm(h) (1 + s(c)) + b(c)))  or  conv0(act(norm(h + b(c))));  x + h
     skips = "all"   down: `blocks` blocks a level and a strided convolution, every result kept; up: `blocks` + 1 blocks

@@ -146,8 +146,8 @@ def test_fetch_prints_where_the_files_are(calls, elsewhere, capsys):
 
 @pytest.mark.parametrize("words, sentence", [
     (["generat"], "No such command 'generat'. Did you mean 'generate'?"),
-    (["generate"], "Name a domain (graph, molecule) or a model with --from."),
-    (["generate", "molecul"], "There is no domain named 'molecul'. Did you mean 'molecule'?"),
+    (["generate"], "Name a domain (graph, medical, molecule) or a model with --from."),
+    (["generate", "molecul"], "There is no domain named 'molecul'. Did you mean 'molecule' or 'medical'?"),
     (["generate", "molecule", "crystal"], "takes one domain"),
     (["generate", "molecule", "-n", "0"], "-n must be above 0, not 0."),
     (["generate", "molecule", "-n", "-4"], "-n must be above 0, not -4."),
@@ -172,7 +172,7 @@ def test_fetch_prints_where_the_files_are(calls, elsewhere, capsys):
     (["new", "domein", "toy"], "'new' cannot write a 'domein'. It writes: domain."),
     (["new", "domain", "1toy"], "'1toy' cannot name a domain."),
     (["new", "domain", "molecule"], "A domain named 'molecule' is already installed."),
-    (["reconstruct", "x.nii.gz"], "No installed domain offers 'reconstruct' yet. Installed: graph, molecule, pde."),
+    (["reconstruct", "x.nii.gz"], "There is no file or folder 'x.nii.gz'."),
     (["generate", "pde"], "The domain 'pde' does not offer 'generate'. It offers: rollout, train, evaluate."),
 ])
 def test_wrong_usage_is_one_sentence_and_exit_code_2(calls, elsewhere, words, sentence, capsys):

@@ -34,7 +34,7 @@ def complaint(capsys) -> str:
 
 @pytest.mark.parametrize("words, sentence", [
     ("generat molecule", "No such command 'generat'. Did you mean 'generate'?"),
-    ("generate molecul", "no domain named 'molecul'. Did you mean 'molecule'?"),
+    ("generate molecul", "no domain named 'molecul'. Did you mean 'molecule' or 'medical'?"),
     ("generate molecule --from qm8", "There is no model named 'qm8'. Did you mean 'qm9'"),
     ("generate molecule --from ./nowhere", "The checkpoint or run ./nowhere does not exist."),
     ("generate molecule samplin.num=3", "'generate' has no setting 'samplin.num'. Did you mean 'sampling.num'"),

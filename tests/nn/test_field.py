@@ -220,7 +220,7 @@ def test_wrong_grids_and_settings_are_refused_in_a_sentence():
         MAKERS["unet"](dims=2)(x, t, ctx)
     with pytest.raises(UsageError, match="reaches 32 points, more than the 18"):
         DilatedResNet(2, 1, rates=(32,))(x, t, ctx)
-    for wrong in ({"padding": "mirror"}, {"norm": "batch"}, {"act": "tanh"}, {"dims": 3}, {"patch": 0}):
+    for wrong in ({"padding": "mirror"}, {"norm": "batch"}, {"act": "tanh"}, {"dims": 4}, {"patch": 0}):
         with pytest.raises(UsageError):
             MAKERS["unet"](**wrong)
     with pytest.raises(UsageError, match="made for 2 channels; the field has 3"):

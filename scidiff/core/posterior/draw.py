@@ -9,8 +9,9 @@ slices of a volume run one sample at a time, so that duals and norms belong to o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,11 +62,12 @@ def problem_of(operator: LinearOperator, y: Tensor, denoiser: Denoiser, spec: St
 
 
 def stream(problem: Problem, posterior: Posterior, samples: int = 1, seed: int = 0, solver: Driver | None = None,
-           context: Context | None = None, together: int | None = None,
-           on_step: OnStep | None = None) -> Iterator[tuple[range, Result]]:
+           context: Context | None = None, together: int | None = None, on_step: OnStep | None = None,
+           start: int = 0, resume: Mapping[str, Any] | None = None) -> Iterator[tuple[range, Result]]:
     """Groups of samples as they are done: (their numbers, Result with a state [group * B, *dims], sample by sample).
 
-    Nothing is kept here, so moments of many samples can be gathered on the way.
+    Nothing is kept here, so moments of many samples can be gathered on the way. `start` leaves out the samples before
+    that number; `resume`, the `state_dict()` of what `on_step` was called with, continues the first group.
     """
     if samples < 1 or (together is not None and together < 1):
         raise UsageError(f"At least one sample is drawn at a time, not {samples} in groups of {together}.")
@@ -75,14 +77,15 @@ def stream(problem: Problem, posterior: Posterior, samples: int = 1, seed: int =
         raise UsageError(f"The context describes {item.batch} samples and the measurement {batch}.")
     width = 1 if posterior.couples else min(together or samples, samples)
     every = torch.arange(batch, device=item.device)
-    for first in range(0, samples, width):
+    for first in range(start, samples, width):
         numbers = range(first, min(first + width, samples))
         index = every.repeat(len(numbers))
         ctx = item.take(index)
         offset = torch.arange(first, numbers.stop, device=item.device).repeat_interleave(batch) * _STRIDE
         ctx = replace(ctx, ids=ctx.ids + offset)
         part = replace(problem, measurement=measurement.repeated(len(numbers)))
-        yield numbers, posterior.run(part, ctx, seed, solver, on_step=on_step)
+        begun = resume if first == start else None
+        yield numbers, posterior.run(part, ctx, seed, solver, begun, on_step)
 
 
 def draw(operator: LinearOperator, y: Tensor, denoiser: Denoiser, spec: StateSpec, posterior: Posterior,

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scidiff.core.errors import MissingLibrary, UsageError
-from scidiff.domains.medical.volume import Layout, Volume, checked_affine, checked_values, layout
+from scidiff.domains.medical.volume import PLANES, Layout, Volume, checked_affine, checked_values, closest, layout
 from scidiff.store import atomic
 
 if TYPE_CHECKING:
@@ -67,11 +67,12 @@ def is_nifti(path: str | Path) -> bool:
 
 
 def read(path: str | Path, frame: int | None = None, slices: str = "auto", modality: str = "",
-         force: bool = False) -> Volume:
+         force: bool = False, flat: bool = False) -> Volume:
     """The volume in a file.
 
     frame: which of several volumes of a 4D file. slices: the plane of the slices, see `volume.layout`. force: take a
-    file that does not know its orientation as if its axes pointed to the right, the front and the head.
+    file that does not know its orientation as if its axes pointed to the right, the front and the head. flat: take a
+    file of a single slice as well.
     UsageError: no file, no NIfTI, 2D, 4D without a frame, colours, NaN, constant, no or a singular affine.
     """
     nibabel, file = _nibabel(), Path(path).expanduser()
@@ -82,18 +83,21 @@ def read(path: str | Path, frame: int | None = None, slices: str = "auto", modal
     except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError, OSError, ValueError,
             EOFError, zlib.error) as error:
         raise UsageError(f"{file} cannot be read as NIfTI ({_first_line(error)}).") from error
-    return from_image(image, str(path), frame, slices, modality, force)
+    return from_image(image, str(path), frame, slices, modality, force, flat)
 
 
 def from_image(image: Nifti1Image, name: str = "the image", frame: int | None = None, slices: str = "auto",
-               modality: str = "", force: bool = False) -> Volume:
+               modality: str = "", force: bool = False, flat: bool = False) -> Volume:
     """The volume of a nibabel image, as `read` makes it."""
     nibabel = _nibabel()
     if not isinstance(image, nibabel.Nifti1Pair):
         raise UsageError(f"{name} is a {type(image).__name__}, not NIfTI.", "Convert it to .nii.gz first.")
     header = image.header.copy()
     affine = checked_affine(_affine(header, name, force), name)
-    array = checked_values(_numbers(image, name, frame), name)
+    array = checked_values(_numbers(image, name, frame), name, flat)
+    if 1 in array.shape:  # the axis of a single slice lies across it
+        across = closest(affine)[0][array.shape.index(1)]
+        slices = next(plane for plane, axis in PLANES.items() if axis == across)
     unit = header.get_xyzt_units()[0]
     pose = layout(affine, slices)
     source = NiftiSource(header, affine, pose, array.shape, tuple(image.shape), MILLIMETRES.get(unit, 1.0))

@@ -6,6 +6,7 @@ A card's layout names the readers here and says, under `options`,
     subjects    {part: {subject: [file, ...]}}; parts are train, valid, test, and others by name ("ood": another
                 distribution than the prior was made for)
     evaluated   {file: [first, last + 1]}: the slices that published figures are about
+    contrasts   {contrast: [file, ...]} of MR
     frame, slices    as for `nifti.read`
 
 A subject belongs to one part alone: neighbouring slices of a person are almost the same picture, so a split by slices
@@ -15,7 +16,7 @@ or files would test on what was trained. Files of subjects that may be the same 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from scidiff.domains.medical.intensity import CT, Scale, scale_for
 from scidiff.domains.medical.volume import Volume, at_size
 
 Subjects = Mapping[str, Mapping[str, Sequence[str]]]
-VOLUME_OPTIONS = ("modality", "subjects", "evaluated", "frame", "slices", "central")
+VOLUME_OPTIONS = ("modality", "subjects", "evaluated", "contrasts", "frame", "slices", "central")
 PHANTOM_OPTIONS = ("size", "spacing", "finer", "subjects")
 
 
@@ -62,6 +63,7 @@ def volumes(files: Mapping[str, Path], options: Mapping[str, Any], split: str | 
     _known(options, VOLUME_OPTIONS)
     subjects: Subjects = options.get("subjects") or {"test": {Path(file).stem: [file] for file in files}}
     check_subjects(subjects)
+    contrast = {file: name for name, group in (options.get("contrasts") or {}).items() for file in group}
     found, names = [], []
     for subject, file in _part(subjects, split)[:limit]:
         name = f"{subject}/{file.removesuffix('.gz').removesuffix('.nii')}"
@@ -69,7 +71,7 @@ def volumes(files: Mapping[str, Path], options: Mapping[str, Any], split: str | 
                             str(options.get("modality", "")))
         if options.get("central") and (shown := (options.get("evaluated") or {}).get(file)):
             volume = volume.cut(int(shown[0]), int(shown[1]))
-        found.append(Volume(volume.data, volume.affine, volume.modality, name, volume.source))
+        found.append(replace(volume, name=name, contrast=contrast.get(file, "")))
         names.append(name)
     return Records(found, names)
 

@@ -38,6 +38,7 @@ class Volume:
 
     modality: "CT" (values in HU), "MR" (scanner units) or "" where nobody said. source: what a writer needs to give the
     file back its own header (`nifti.NiftiSource`, `dicom.DicomSource`); None for a volume of our own making.
+    contrast: of MR, such as "t1" or "flair"; "" where nobody said.
     """
 
     data: Tensor
@@ -45,6 +46,7 @@ class Volume:
     modality: str = ""
     name: str = "volume"
     source: Any = None
+    contrast: str = ""
 
     def __post_init__(self) -> None:
         if self.data.ndim != 4 or not (self.data.is_floating_point() or self.data.is_complex()):
@@ -181,9 +183,9 @@ def checked_affine(affine: Any, name: str) -> np.ndarray:
     return matrix
 
 
-def checked_values(array: np.ndarray, name: str) -> np.ndarray:
-    """An array [i, j, k]; UsageError where it is no volume, not finite or constant."""
-    if array.ndim != 3 or min(array.shape) < 2:
+def checked_values(array: np.ndarray, name: str, flat: bool = False) -> np.ndarray:
+    """An array [i, j, k]; UsageError where it is no volume (with `flat`, no slice either), not finite or constant."""
+    if array.ndim != 3 or sorted(array.shape)[0 if not flat else 1] < 2 or 0 in array.shape:
         kind = "an empty array" if 0 in array.shape else "a 2D image" if array.size > 1 else "a single number"
         raise UsageError(f"{name} holds {kind} ({' x '.join(map(str, array.shape))}); a volume has at least two voxels "
                          "along each of three axes.")
