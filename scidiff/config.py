@@ -49,6 +49,9 @@ RECIPE = ("data", "backbone", "process", "objective", "trainer", "logger", "expe
 FREE = ("condition.", "domain.options.", "data.options.")
 """Mappings whose keys a model, a domain or a reader decides: any key may be set there."""
 
+ROOT = "data.root"
+"""The folder of a data set's files: the one part of the recipe that every verb may be told."""
+
 _log = logging.getLogger("scidiff")
 
 
@@ -196,12 +199,13 @@ def _prepare(verb: str, overrides: Sequence[str]) -> list[str]:
         root = key.split("@")[0].split(".")[0]
         if not root or not ("=" in word or word.startswith("~")):
             raise UsageError(f"{word!r} is not a setting.", "Settings are written key=value.")
-        if verb in SAMPLING and root in RECIPE:
+        if verb in SAMPLING and root in RECIPE and key != ROOT:
             raise UsageError(
                 f"{verb!r} takes the {_noun(root)} from the model, so {key!r} cannot be set.",
                 "Choose another model with --from, or set it in 'scidiff train'.",
             )
-        words.append(f"++{word}" if word[0] not in "+~" and key.startswith(FREE) else word)
+        free = key.startswith(FREE) or (key == ROOT and verb != "train")
+        words.append(f"++{word}" if word[0] not in "+~" and free else word)
     for place in places():
         if place.owner == "local":
             _log.info("Configs in ./conf are searched first.")
@@ -226,6 +230,9 @@ def _finish(merged: DictConfig, choices: dict[str, Any], verb: str, words: Seque
         if OmegaConf.is_config(node) and (missing := sorted(OmegaConf.missing_keys(node))):
             raise UsageError(f"The setting {missing[0]!r} has no value.", f"Give one: {missing[0]}=...")
         settings[key] = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    root = OmegaConf.select(merged, ROOT, default=None) if verb != "train" else None
+    if root is not None:
+        settings["data"] = {"root": str(Path(str(root)).expanduser().absolute())}
     _agree(settings, choices)
     if verb == "train" and settings.get("experiment") is None:
         settings["experiment"] = choices.get("experiment")

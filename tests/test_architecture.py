@@ -44,8 +44,8 @@ OWNERS = {
     "jinja2": ("evaluation/",), "huggingface_hub": ("store/",), "pooch": ("store/",), "platformdirs": ("store/",),
     "diffusers": (), "azula": (), "k_diffusion": (), "deepinv": (), "flow_matching": (),
 }
-AT_MODULE_LEVEL = {"hydra": "config.py", "omegaconf": "config.py", "lightning": "training/", "typer": "cli/app.py",
-                   "platformdirs": "store/"}
+AT_MODULE_LEVEL = {"hydra": "config.py", "omegaconf": "config.py", "lightning": "training/",
+                   "typer": ("cli/app.py", "cli/flags.py"), "platformdirs": "store/"}
 LOOPS = ("core/sampler.py", "core/procedure/", "domains/pde/equations/", "domains/pde/rollout.py",
          "domains/pde/objectives.py")
 FORBIDDEN = {"utils", "util", "common", "misc", "helpers", "helper", "base_model", "globals", "v2"}

@@ -171,6 +171,15 @@ def test_conditions_and_reader_options_are_free():
     assert config.compose("train", ["data.options.column=smi"])["data"]["options"] == {"column": "smi"}
 
 
+def test_the_folder_of_the_data_may_be_told_to_every_verb(elsewhere):
+    place = {"root": str(elsewhere / "files")}
+    assert config.compose("evaluate", ["domain=crystal", "data.root=files"])["data"] == place
+    assert config.compose("evaluate", ["data.root=files"])["data"] == place
+    assert config.compose("generate", ["domain=crystal", "data.root=files"])["data"] == place
+    assert "data" not in config.compose("generate", ["domain=crystal"])
+    assert config.compose("train", ["domain=crystal", "data.root=files"])["data"]["root"] == "files"
+
+
 def test_origins_name_the_file_that_had_the_last_word():
     _, origins = config.explain("train", ["experiment=nci5k_flow", "trainer.lr=1e-4"])
     assert origins["data.name"] == "conf/data/nci5k.yaml"

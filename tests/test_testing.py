@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from scidiff.core.path import EDM, VE, VP, AbsorbingPath, Cosine, Linear, MarginalPath, SubVP, UniformPath
+from scidiff.core.path.categorical_belief import CategoricalBelief
+from scidiff.core.path.circular import PlanarBelief
+from scidiff.core.path.von_mises_belief import VonMisesBelief
 from scidiff.core.path.wrapped import WrappedPath
 from scidiff.core.run import uniform
 from scidiff.core.solvers.jump import Posterior
@@ -253,6 +256,19 @@ def test_wrong_paths_are_found():
         check_path(Loud(), Euclidean())
     with pytest.raises(AssertionError, match="Bayes"):
         check_path(Unjust(), Categorical(3))
+
+
+@pytest.mark.parametrize("path, space", [
+    (PlanarBelief(), Torus()), (PlanarBelief(target="fixed", error="square"), Torus(2.0)),
+    (VonMisesBelief(steps=4), Torus()),
+    (CategoricalBelief(), Categorical(3)), (CategoricalBelief(steps=5), Categorical(3))], ids=str)
+def test_beliefs_whose_states_are_no_data_are_accepted(path, space):
+    check_path(path, space, (4, 3), batch=64)
+
+
+def test_a_domain_is_checked_on_beliefs(tmp_path):
+    paths = {"kind": CategoricalBelief(), "link": CategoricalBelief()}
+    assert check_domain(Chains(), Chains().examples(), folder=tmp_path, paths=paths).length == 5
 
 
 def test_the_order_of_a_solver_is_measured():

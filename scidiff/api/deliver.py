@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ def deliver(run: RunFolder, model: Model | None, samples: Samples, config: Mappi
     reference = None
     if sampling.get("metrics", True):
         data = None if model is None else (model.config.get("data") or {}).get("name")
-        reference = reference_of(domain, data, quiet=True)
+        reference = reference_of(domain, data, quiet=True, root=(config.get("data") or {}).get("root"))
         samples.metrics = measure(domain, samples.objects, samples.verdicts, reference, progress=progress)
         figures(run.path, samples.metrics, samples.meta)
     summary = {}
@@ -42,12 +43,13 @@ def deliver(run: RunFolder, model: Model | None, samples: Samples, config: Mappi
     return Outcome(run.path, samples, samples.metrics, summary)
 
 
-def reference_of(domain: Any, name: str | None, quiet: bool = False) -> Any:
-    """Precomputed statistics of a data set; `quiet`: None where there are none."""
+def reference_of(domain: Any, name: str | None, quiet: bool = False, root: str | None = None) -> Any:
+    """Precomputed statistics of a data set; `quiet`: None where there are none. root: the folder of its files."""
     if name is None:
         return None
+    more = {"root": root} if root and "root" in inspect.signature(domain.reference).parameters else {}
     try:
-        return domain.reference(name)
+        return domain.reference(name, **more)
     except UsageError:
         if quiet:
             return None

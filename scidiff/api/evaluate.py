@@ -26,7 +26,8 @@ def evaluate(settings: Settings, progress: Progress | None = None) -> Outcome:
     place = Path(path).expanduser()
     about, origin = config.get("domain") or {}, origin_of(place)
     domain = load_domain(about["name"], origin.get("options"))
-    reference = reference_of(domain, config.get("reference") or origin.get("data"), quiet=not config.get("reference"))
+    reference = reference_of(domain, config.get("reference") or origin.get("data"), quiet=not config.get("reference"),
+                             root=(config.get("data") or {}).get("root"))
     domain = domain if reference is None else domain.judging_by(reference)
     if origin.get("trained"):
         verb = "rollout" if hasattr(domain, "rollout") else "generate"

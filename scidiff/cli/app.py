@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from scidiff.cli import feedback
+from scidiff.cli import feedback, flags
+from scidiff.cli.flags import Batch, Debug, Device, Dry, From, Many, Out, Seed, Steps
 from scidiff.core.errors import ScidiffError, UsageError
 
 app = typer.Typer(
@@ -20,31 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Settings are written key=value and win over flags; 'scidiff show VERB' lists them.",
 )
-
-WORDS = "what to make (scidiff list domains), and settings"
-RECIPES = "experiment (scidiff list experiments), and settings"
-SCANS = "NIfTI file, folder of DICOM or medical data set, and settings"
-MEASURED = "run folder, file or folder of samples, and settings"
-Words = Annotated[
-    list[str] | None, typer.Argument(metavar="[DOMAIN] [KEY=VALUE]...", show_default=False, help=WORDS)
-]
-Scans = Annotated[list[str] | None, typer.Argument(metavar="[INPUT] [KEY=VALUE]...", show_default=False, help=SCANS)]
-From = Annotated[str | None, typer.Option("--from", help="shipped model, run, checkpoint or org/name (from)")]
-Seed = Annotated[int | None, typer.Option(help="sample i depends on (seed, i) alone (seed)")]
-Steps = Annotated[int | None, typer.Option(help="network calls a sample (sampling.steps)")]
-Out = Annotated[str | None, typer.Option(help="folder of the results (out)")]
-Resume = Annotated[str | None, typer.Option(metavar="DIR", help="continue this run (resume)")]
-Only = Annotated[list[str] | None, typer.Option(metavar="ID", help="draw these samples alone, s0007 (sampling.only)")]
-Condition = Annotated[
-    list[str] | None, typer.Option(metavar="K=V", help="what is wanted, logp=1.5; repeatable (condition.K)")
-]
-CONDITIONED = "property that samples can be asked for later; repeatable (condition.NAME=true)"
-Guide = Annotated[float | None, typer.Option(help="strength of the condition (guidance=cfg guidance.weight)")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda (device)")]
-Batch = Annotated[int | None, typer.Option(help="samples computed together (sampling.chunk)")]
-Many = Annotated[bool, typer.Option("-m", "--multirun", help="run every combination of values a,b (sweep)")]
-Dry = Annotated[bool, typer.Option("--dry-run", help="print the composed settings and stop")]
-Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 
 def _version(wanted: bool) -> None:
@@ -61,29 +37,32 @@ Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=
 
 
 @app.callback()
-def root(
-    version: Version = False,
-    debug: Debug = False,
-) -> None:
+def root(version: Version = False, debug: Debug = False) -> None:
     """Generative models for science: molecules, graphs, crystals, medical images, PDEs."""
 
 
 @app.command()
 def generate(
-    words: Words = None,
+    words: flags.Words = None,
     num: Annotated[int | None, typer.Option("-n", "--num", help="samples to draw (sampling.num)")] = None,
     source: From = None,
     seed: Seed = None,
     steps: Steps = None,
     out: Out = None,
-    resume: Resume = None,
-    only: Only = None,
-    num_atoms: Annotated[
-        str | None,
-        typer.Option("--num-atoms", "--num-nodes", metavar="7|4-9", help="atoms or nodes of a sample (sampling.sizes)"),
-    ] = None,
-    condition: Condition = None,
-    guide: Guide = None,
+    resume: flags.Resume = None,
+    only: flags.Only = None,
+    num_atoms: flags.Sizes = None,
+    formula: flags.Formula = None,
+    units: flags.Units = None,
+    elements: flags.Elements = None,
+    lattice: flags.Lattice = None,
+    sites: flags.Sites = None,
+    like: flags.Like = None,
+    poscar: flags.Poscar = False,
+    start: flags.Start = None,
+    rank: flags.Rank = False,
+    condition: flags.Condition = None,
+    guide: flags.Guide = None,
     device: Device = None,
     batch: Batch = None,
     multirun: Many = False,
@@ -92,20 +71,23 @@ def generate(
 ) -> None:
     """Draw samples from a trained model.
 
-    Example: scidiff generate molecule -n 100
+    Examples: scidiff generate molecule -n 100; scidiff generate crystal --formula NaCl --z 1,2,4 -n 20 --rank
     """
     from scidiff.cli import overrides as o
     from scidiff.cli.work import domain_words, resumed, work
 
     bare, settings = o.split_words(words)
-    flags = {
+    settled = {
         "sampling.num": o.positive("-n", num),
         "seed": seed,
         "sampling.steps": o.positive("--steps", steps),
         "sampling.sizes": o.sizes(num_atoms),
         "sampling.chunk": o.positive("--batch", batch),
+        "sampling.start": start,
+        "sampling.rank": True if rank else None,
+        **flags.of_crystals(formula, units, elements, lattice, sites, like, poscar),
     }
-    asked = [*o.conditions(condition), *o.guide(guide), *o.assign(flags)]
+    asked = [*o.conditions(condition), *o.guide(guide), *o.assign(settled)]
     if resume is not None:
         more = [*asked, *settings, *(["--from"] if source else []), *(["-m"] if multirun else [])]
         ids = o.sample_ids(only)
@@ -118,7 +100,7 @@ def generate(
 
 @app.command()
 def reconstruct(
-    words: Scans = None,
+    words: flags.Scans = None,
     operator: Annotated[str | None, typer.Option(help="how it was measured (operator)")] = None,
     views: Annotated[int | None, typer.Option(help="projections of a tomograph (operator.views)")] = None,
     acceleration: Annotated[float | None, typer.Option(help="undersampling of k-space (operator.acceleration)")] = None,
@@ -134,10 +116,10 @@ def reconstruct(
     seed: Seed = None,
     steps: Steps = None,
     out: Out = None,
-    resume: Resume = None,
+    resume: flags.Resume = None,
     device: Device = None,
     batch: Annotated[int | None, typer.Option(help="slices that the network sees at once (sampling.chunk)")] = None,
-    condition: Condition = None,
+    condition: flags.Condition = None,
     multirun: Many = False,
     dry_run: Dry = False,
     debug: Debug = False,
@@ -151,14 +133,14 @@ def reconstruct(
     from scidiff.cli.work import offered, resumed, scanned, work
 
     bare, settings = o.split_words(words)
-    flags = {
+    settled = {
         "operator": operator, "operator.views": o.positive("--views", views), "operator.acceleration": acceleration,
         "posterior": posterior, "sinogram": sinogram, "geometry": geometry, "kspace": kspace, "frame": frame,
         "size": o.positive("--size", size), "force": True if force else None, "from": source, "seed": seed,
         "sampling.num": o.positive("--samples", samples), "sampling.steps": o.positive("--steps", steps),
         "sampling.chunk": o.positive("--batch", batch),
     }
-    asked = [*o.conditions(condition), *o.assign(flags)]
+    asked = [*o.conditions(condition), *o.assign(settled)]
     if resume is not None:
         more = [*bare, *asked, *settings, *(["--out"] if out else []), *(["-m"] if multirun else [])]
         work("reconstruct", resumed("reconstruct", resume, more, device=device), dry_run)
@@ -178,10 +160,10 @@ def rollout(
     steps: Annotated[int | None, typer.Option(help="time steps (sampling.length)")] = None,
     trajectories: Annotated[int | None, typer.Option(help="first states (sampling.trajectories)")] = None,
     init: Annotated[str | None, typer.Option(help="file with first states (init)")] = None,
-    condition: Condition = None,
+    condition: flags.Condition = None,
     seed: Seed = None,
     out: Out = None,
-    resume: Resume = None,
+    resume: flags.Resume = None,
     device: Device = None,
     batch: Batch = None,
     multirun: Many = False,
@@ -196,12 +178,12 @@ def rollout(
     from scidiff.cli.work import offered, resumed, rolled, work
 
     bare, settings = o.split_words(words)
-    flags = {
+    settled = {
         "sampling.num": o.positive("--members", members), "sampling.length": o.positive("--steps", steps),
         "sampling.trajectories": o.positive("--trajectories", trajectories), "init": init, "seed": seed,
         "sampling.chunk": o.positive("--batch", batch),
     }
-    asked = [*o.conditions(condition), *o.assign(flags)]
+    asked = [*o.conditions(condition), *o.assign(settled)]
     if resume is not None:
         more = [*bare, *asked, *settings, *(["--from"] if source else []), *(["--out"] if out else [])]
         work("rollout", resumed("rollout", resume, more, device=device), dry_run)
@@ -213,12 +195,12 @@ def rollout(
 @app.command()
 def train(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME] [KEY=VALUE]...", show_default=False, help=RECIPES)
+        list[str] | None, typer.Argument(metavar="[NAME] [KEY=VALUE]...", show_default=False, help=flags.RECIPES)
     ] = None,
-    condition: Annotated[list[str] | None, typer.Option(metavar="NAME", help=CONDITIONED)] = None,
+    condition: Annotated[list[str] | None, typer.Option(metavar="NAME", help=flags.CONDITIONED)] = None,
     seed: Seed = None,
     out: Out = None,
-    resume: Resume = None,
+    resume: flags.Resume = None,
     device: Device = None,
     multirun: Many = False,
     dry_run: Dry = False,
@@ -246,7 +228,7 @@ def train(
 @app.command()
 def evaluate(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="PATH [KEY=VALUE]...", show_default=False, help=MEASURED)
+        list[str] | None, typer.Argument(metavar="PATH [KEY=VALUE]...", show_default=False, help=flags.MEASURED)
     ] = None,
     reference: Annotated[str | None, typer.Option(help="data set to compare with (reference)")] = None,
     num: Annotated[int | None, typer.Option("-n", "--num", help="use the first so many (sampling.num)")] = None,
@@ -266,11 +248,11 @@ def evaluate(
 
     bare, settings = o.split_words(words)
     path = None if publish and not bare else one_path("evaluate", bare)
-    flags = {
+    settled = {
         "path": path, "reference": reference, "publish": True if publish else None, "out": out, "seed": seed,
         "sampling.num": o.positive("-n", num), "device": device,
     }
-    work("evaluate", [*judged(path, reference, settings), *o.assign(flags), *settings], dry_run)
+    work("evaluate", [*judged(path, reference, settings), *o.assign(settled), *settings], dry_run)
 
 
 @app.command("list")

@@ -21,6 +21,9 @@ EXTRAS = {
     "dicom": ("pydicom",),
     "zarr": ("zarr",),
     "metrics": ("fcd",),
+    "equivariant": ("e3nn",),
+    "crystal-eval": ("matminer",),
+    "chgnet": ("chgnet",),
     "bench": ("diffusers", "azula"),
 }
 NEEDED = ("torch", "numpy", "scipy", "lightning", "hydra-core", "omegaconf", "rdkit", "safetensors", "typer", "rich")

@@ -2,6 +2,9 @@
 
     loss = mean_b sum_k w_k weight(t_b) L_k(prediction, x0, x_t, t_b)
 
+With `clean` a component is shown as it is, at its own time 0, to a random share of the samples, whose other components
+are then learned given that one (a structure given its composition); its loss is the mean over the other samples.
+
 Any callable `loss(denoiser, (state, ctx), run) -> (loss, metrics)` is an objective. Random numbers come from the run's
 counter noise, keyed by (seed, sample id, step), so an interrupted training repeats exactly.
 """
@@ -16,8 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from scidiff.core.denoiser import MEMORY, Denoiser, Predictions
-from scidiff.core.errors import ScidiffError, UsageError
+from scidiff.core.denoiser import MEMORY, Denoiser, Predictions, Times, time_of
+from scidiff.core.errors import ScidiffError, UsageError, nearest
 from scidiff.core.path.base import Corrupted
 from scidiff.core.run import Run, hash_text, mix_int
 from scidiff.core.spec import Context, State, StateSpec
@@ -133,15 +136,22 @@ class StandardObjective:
     weights: component -> factor (default 1). drop_condition: chance that a sample's conditions are absent (guidance
     without classifier). self_condition: chance that a step sees its own first estimate. stratified: the times of a
     batch cover [0, 1) evenly (lower variance, same law). antithetic: bridges are seen at +z and -z, which keeps the
-    gradient's variance finite where gamma' diverges (two network calls a step).
+    gradient's variance finite where gamma' diverges (two network calls a step). clean: component -> chance that a
+    sample shows it clean; the denoiser then sees a time for each component (`separate_times`).
     """
 
     def __init__(self, spec: StateSpec, time: object | None = None, weights: Mapping[str, float] | None = None,
                  coupling: object | None = None, drop_condition: float = 0.0, self_condition: float = 0.5,
-                 stratified: bool = True, antithetic: bool = False) -> None:
+                 stratified: bool = True, antithetic: bool = False, clean: Mapping[str, float] | None = None) -> None:
         unknown = set(weights or {}) - set(spec)
         if unknown:
             raise ScidiffError(f"The objective weighs unknown components: {', '.join(sorted(unknown))}.")
+        self.clean = {n: float(share) for n, share in (clean or {}).items() if share}
+        for name, share in self.clean.items():
+            if name not in spec:
+                raise UsageError(f"The objective shows an unknown component {name!r} clean.", nearest(name, spec))
+            if not 0.0 < share <= 1.0:
+                raise UsageError(f"The chance that {name!r} is shown clean lies in [0, 1], unlike {share}.")
         levels = next((c.path.levels for c in spec.values() if c.path.levels is not None), None)
         if levels is not None:
             time = LevelTime() if time is None else time
@@ -168,8 +178,18 @@ class StandardObjective:
         high = min(c.path.bounds[1] for c in self.spec.values())
         return t.clamp(low, high)
 
-    def corrupt(self, state: State, t: Tensor, ctx: Context, run: Run) -> dict[str, Corrupted]:
-        """Every component at time t."""
+    def own_times(self, t: Tensor, ctx: Context, run: Run) -> Times:
+        """t [B], or one time [B] a component where some are shown clean, at time 0."""
+        if not self.clean:
+            return t
+        out: dict[str, Tensor] = dict.fromkeys(self.spec, t)
+        for name, share in self.clean.items():
+            shown = run.noise("", f"clean/{name}", (1,), ctx, "uniform")[:, 0] < share
+            out[name] = torch.where(shown, torch.zeros_like(t), t)
+        return out
+
+    def corrupt(self, state: State, t: Times, ctx: Context, run: Run) -> dict[str, Corrupted]:
+        """Every component at its time."""
         out = {}
         for name, c in self.spec.items():
             site = ctx.at(name, c)
@@ -177,7 +197,12 @@ class StandardObjective:
             x1 = None
             if self.coupling is not None and not c.space.categorical:
                 x1 = self.coupling(state[name], c.path.source(site, noise), ctx)  # type: ignore[operator]
-            out[name] = c.path.corrupt(state[name], t, site, noise, x1)
+            made = c.path.corrupt(state[name], time_of(t, name), site, noise, x1)
+            if name in self.clean:
+                whole = c.path.clean(state[name], site).to(made.z.dtype)
+                shown = (torch.as_tensor(time_of(t, name)) <= 0.0).view(-1, *[1] * (whole.dim() - 1))
+                made = made._replace(z=torch.where(shown, whole, made.z))
+            out[name] = made
         return out
 
     def loss(self, denoiser: Denoiser, batch: Batch, run: Run) -> tuple[Tensor, dict[str, Tensor]]:
@@ -186,7 +211,10 @@ class StandardObjective:
             keep = run.noise("", "drop", (1,), ctx, "uniform")[:, 0] >= self.drop_condition
             ctx = ctx.take(torch.arange(ctx.batch, device=ctx.device))
             ctx.cond = {k: (v, p & keep) for k, (v, p) in ctx.cond.items()}
-        t = self.times(ctx, run)
+        if self.clean and not getattr(denoiser, "separate_times", True):
+            raise UsageError("Components that are shown clean need times of their own.",
+                             "Set process.denoiser.separate_times=true, or objective.clean={}.")
+        t = self.own_times(self.times(ctx, run), ctx, run)
         noised = self.corrupt(state, t, ctx, run)
         z = {name: c.z for name, c in noised.items()}
         run.memory.pop(MEMORY, None)
@@ -198,7 +226,7 @@ class StandardObjective:
         run.memory.pop(MEMORY, None)
         each = self._losses(preds, state, noised, t, ctx)
         if self.antithetic:
-            mirrored = {n: self.spec[n].path.mirror(c, t) if hasattr(self.spec[n].path, "mirror") else c  # type: ignore[attr-defined]
+            mirrored = {n: self.spec[n].path.mirror(c, time_of(t, n)) if hasattr(self.spec[n].path, "mirror") else c  # type: ignore[attr-defined]
                         for n, c in noised.items()}
             other = self._losses(denoiser({n: c.z for n, c in mirrored.items()}, t, ctx, run), state, mirrored, t, ctx)
             run.memory.pop(MEMORY, None)
@@ -209,12 +237,19 @@ class StandardObjective:
         more = {} if torch.is_grad_enabled() else self.report(preds, state, t, ctx)
         return total, {"loss": total.detach(), **{n: v.detach() for n, v in each.items()}, **more}
 
-    def report(self, preds: Predictions, state: State, t: Tensor, ctx: Context) -> dict[str, Tensor]:
+    def report(self, preds: Predictions, state: State, t: Times, ctx: Context) -> dict[str, Tensor]:
         """Further figures for validation, where no gradient is taken."""
         return {}
 
-    def _losses(self, preds: Predictions, state: State, noised: dict[str, Corrupted], t: Tensor,
+    def _losses(self, preds: Predictions, state: State, noised: dict[str, Corrupted], t: Times,
                 ctx: Context) -> dict[str, Tensor]:
         """Mean loss of every component."""
-        return {name: c.path.loss(preds[name], state[name], noised[name], t, ctx.at(name, c)).mean()
-                for name, c in self.spec.items()}
+        return {name: self._mean(name, c.path.loss(preds[name], state[name], noised[name], time_of(t, name),
+                                                   ctx.at(name, c)), t) for name, c in self.spec.items()}
+
+    def _mean(self, name: str, loss: Tensor, t: Times) -> Tensor:
+        """The mean of a loss [B] over the samples that do not show the component clean (0 where all do)."""
+        if name not in self.clean:
+            return loss.mean()
+        hidden = (torch.as_tensor(time_of(t, name)) > 0.0).to(loss.dtype)
+        return (loss * hidden).sum() / hidden.sum().clamp(min=1.0)

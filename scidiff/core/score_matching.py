@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from scidiff.core.denoiser import Predictions
+from scidiff.core.denoiser import Predictions, Times, time_of
 from scidiff.core.objective import StandardObjective
 from scidiff.core.path.base import Corrupted
 from scidiff.core.spec import Context, State
@@ -20,11 +20,11 @@ from scidiff.core.spec import Context, State
 class ScoreMatching(StandardObjective):
     """StandardObjective with half the summed squared error of a sample instead of its mean."""
 
-    def _losses(self, preds: Predictions, state: State, noised: dict[str, Corrupted], t: Tensor,
+    def _losses(self, preds: Predictions, state: State, noised: dict[str, Corrupted], t: Times,
                 ctx: Context) -> dict[str, Tensor]:
         out = {}
         for name, c in self.spec.items():
             site = ctx.at(name, c)
-            each = c.path.loss(preds[name], state[name], noised[name], t, site)
+            each = c.path.loss(preds[name], state[name], noised[name], time_of(t, name), site)
             out[name] = ((1.0 if c.space.symmetric else 0.5) * site.count() * each).mean()
         return out

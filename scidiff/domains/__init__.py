@@ -10,7 +10,8 @@ from scidiff.core.errors import UsageError, nearest
 from scidiff.domains.base import Domain
 
 BUILT_IN = {"molecule": "scidiff.domains.molecule:MoleculeDomain", "graph": "scidiff.domains.graph:GraphDomain",
-            "pde": "scidiff.domains.pde:PdeDomain", "medical": "scidiff.domains.medical:MedicalDomain"}
+            "crystal": "scidiff.domains.crystal:CrystalDomain", "pde": "scidiff.domains.pde:PdeDomain",
+            "medical": "scidiff.domains.medical:MedicalDomain"}
 
 
 @lru_cache(maxsize=1)

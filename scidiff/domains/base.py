@@ -106,6 +106,7 @@ class Samples:
     domain: Domain
     metrics: list[Metric] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
+    ranks: list[dict[str, Any]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -121,11 +122,12 @@ class Samples:
         return [o for o, v in zip(self.objects, self.verdicts, strict=True) if v.valid]
 
     def table(self) -> list[dict[str, Any]]:
-        """One row a sample: id, seed, valid, reason and the domain's own columns."""
+        """One row a sample: id, seed, valid, reason, rank where there is one, and the domain's own columns."""
         rows = self.domain.table(self.objects, self.verdicts)
         head = ({"id": i, "seed": self.seed, "valid": v.valid, "reason": v.reason}
                 for i, v in zip(self.ids, self.verdicts, strict=True))
-        return [{**h, **row} for h, row in zip(head, rows, strict=True)]
+        ranks = self.ranks or [{} for _ in rows]
+        return [{**h, **rank, **row} for h, rank, row in zip(head, ranks, rows, strict=True)]
 
     def save(self, folder: str | Path) -> list[Path]:
         """Writes the files of the domain into a folder (created if absent); returns their paths."""
@@ -201,6 +203,10 @@ class Domain(ABC):
     def template(self, request: Request) -> Context:
         """The context of what is to be made: ids, sizes, conditions."""
 
+    def restrained(self, denoiser: Any, ctx: Context) -> Any:
+        """The denoiser as it keeps to what `template` wrote into `ctx.meta`; known entries are kept by the caller."""
+        return denoiser
+
     @abstractmethod
     def check(self, objects: Sequence[Any]) -> list[Verdict]:
         """A verdict with a reason for each object."""
@@ -221,8 +227,24 @@ class Domain(ABC):
         """Columns of samples.csv besides id, seed, valid and reason; units in the column names."""
         return [{} for _ in objects]
 
+    def start(self, kind: str, ctx: Context, data: str, root: str | Path | None = None) -> tuple[State, Tensor]:
+        """Clean states [B, ...] that sampling may begin near, and which samples have one, bool [B]; `data` is the set
+        that the model was trained on, `root` the folder of its files."""
+        raise UsageError(f"The {self.name} domain has no start {kind!r}.", "Leave --start out.")
+
+    def ranking(self, objects: Sequence[Any], verdicts: Sequence[Verdict],
+                costs: Sequence[float]) -> list[dict[str, Any]]:
+        """Columns of samples.csv that say how likely the model holds each sample: its cost, and its rank (from 1;
+        valid ones first)."""
+        order = sorted(range(len(objects)), key=lambda i: (not verdicts[i].valid, costs[i], i))
+        place = {i: k + 1 for k, i in enumerate(order)}
+        return [{"rank": place[i], "cost": round(costs[i], 4)} for i in range(len(objects))]
+
     def reference(self, name: str) -> Any:
-        """Precomputed statistics of a reference set, by name."""
+        """Precomputed statistics of a reference set, by name.
+
+        A domain whose sets lie in folders may take a further keyword `root`; it is passed where it is accepted.
+        """
         raise UsageError(f"The {self.name} domain has no reference set {name!r}.")
 
     def judging_by(self, reference: Any) -> Domain:

@@ -16,9 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scidiff.core import bound
 from scidiff.core.batching import chunks_by_length
 from scidiff.core.denoiser import NetworkDenoiser
 from scidiff.core.errors import ScidiffError, UsageError, nearest
+from scidiff.core.guidance.clamp import Clamp
+from scidiff.core.guidance.given import Given, known_whole
+from scidiff.core.run import Run
 from scidiff.core.sampler import Sampler
 from scidiff.core.spec import Context, State, StateSpec, stack_ids
 from scidiff.domains import load_domain
@@ -30,6 +34,7 @@ from scidiff.store.targets import build
 Progress = Callable[[str, int, int | None], None]
 CHUNK, PAIRS = 256, 1 << 20
 """Samples computed together at most, and pairs of their atoms or nodes, where a state has any."""
+_START_STREAM = 1
 UNCONDITIONAL = ("scidiff.core.guidance.predictor.PredictorGuidance",)
 """Guidance that needs no conditions of the model."""
 
@@ -73,6 +78,15 @@ class Drawing:
     autocast: bool = False
 
 
+@dataclass(frozen=True)
+class Start:
+    """Clean states [B, ...] that samples are carried to time t from; those that are not `found` begin from noise."""
+
+    state: State
+    found: Tensor
+    t: float
+
+
 class Model:
     """A domain, a StateSpec and a denoiser, with the solver that the model was made for."""
 
@@ -97,9 +111,9 @@ class Model:
 
     def drawing(self, solver: Mapping[str, Any] | None = None, steps: int | None = None,
                 guidance: Mapping[str, Any] | None = None, device: str | None = "cpu",
-                precision: int | str = 32, rules: Sequence[Any] = ()) -> Drawing:
+                precision: int | str = 32, rules: Sequence[Any] = (), ctx: Context | None = None) -> Drawing:
         """A sampler ready to run; `guidance` is a config with a `_target_` and the settings of a wrapper, `rules` act
-        after every step."""
+        after every step. `ctx`: what is known or asked of the samples is kept to."""
         if precision not in (32, 64, "bf16"):
             raise UsageError(f"precision is 32, 64 or bf16, not {precision!r}.")
         place = pick_device(device)
@@ -107,6 +121,8 @@ class Model:
         self.denoiser.to(place, dtype)
         driver = build(merged_solver(self.config["solver"], solver, steps))
         denoiser: Any = self.denoiser
+        if ctx is not None:
+            denoiser, rules = self._keeping(denoiser, ctx, rules)
         if guidance and "_target_" in guidance:
             denoiser = build(guidance, denoiser=denoiser)
         sampler = Sampler(self.spec, denoiser, driver, rules, dtype=dtype,
@@ -114,6 +130,15 @@ class Model:
                           cuda_graph=bool(getattr(driver, "cuda_graph", False)))
         return Drawing(sampler, place, int(driver.total(self.spec, 1.0)), bool(getattr(driver, "cuda_graph", False)),
                        precision == "bf16")
+
+    def _keeping(self, denoiser: Any, ctx: Context, rules: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
+        """The denoiser and the rules that keep to what a context knows and to what the domain reads in it."""
+        shown = [n for n, share in ((self.config.get("objective") or {}).get("clean") or {}).items() if share]
+        given = [n for n in shown if n in ctx.known]
+        if given:
+            denoiser = Given(denoiser, self.spec, given)
+        whole = all(n in given and bool(known_whole(ctx.at(n, self.spec[n])).all()) for n in ctx.known)
+        return self.domain.restrained(denoiser, ctx), (*rules, *(() if whole else (Clamp(self.spec),)))
 
     @property
     def conditions(self) -> dict[str, dict[str, float]]:
@@ -158,19 +183,59 @@ class Model:
         return [part.tolist() for part in chunks_by_length(ctx.sizes, ctx.batch, chunk or CHUNK)]
 
     def draw(self, drawing: Drawing, ctx: Context, rows: Sequence[int], seed: int,
-             on_step: Callable[[Any], None] | None = None) -> State:
+             on_step: Callable[[Any], None] | None = None, start: Start | None = None) -> State:
         """The final state of some rows of a context, on the CPU, padded like the context."""
-        part = ctx.take(torch.as_tensor(rows, dtype=torch.int64))
-        padded = part.n_max
-        if part.sizes is not None:
-            part.n_max = int(part.sizes.max())
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        if start is not None:
+            has = start.found[index]
+            if not bool(has.all()):
+                return self._apart(drawing, ctx, index, has, seed, on_step, start)
+            if start.t <= 0.0:
+                return {name: x[index].clone() for name, x in start.state.items()}
+        part = ctx.take(index)
+        padded, part = part.n_max, _shortened(part, self.spec)
         with torch.autocast(drawing.device.type, torch.bfloat16, enabled=drawing.autocast):
-            result = drawing.sampler.run(part.to(drawing.device), seed, on_step=on_step)
+            part = part.to(drawing.device)
+            begin = None if start is None else self._begun(drawing, part, index, seed, start)
+            result = drawing.sampler.run(part, seed, start=begin, t_start=1.0 if start is None else start.t,
+                                         on_step=on_step)
         return {name: _repad(x.cpu(), self.spec[name].shape, padded) for name, x in result.state.items()}
+
+    def _apart(self, drawing: Drawing, ctx: Context, index: Tensor, has: Tensor, seed: int,
+               on_step: Callable[[Any], None] | None, start: Start) -> State:
+        """Rows with a start and rows without one, each drawn by themselves."""
+        parts = [(has.nonzero()[:, 0], start), ((~has).nonzero()[:, 0], None)]
+        made = [(k, self.draw(drawing, ctx, index[k].tolist(), seed, on_step, begin)) for k, begin in parts if len(k)]
+        order = torch.argsort(torch.cat([k for k, _ in made]))
+        return {name: torch.cat([state[name] for _, state in made])[order] for name in self.spec}
+
+    def _begun(self, drawing: Drawing, part: Context, index: Tensor, seed: int, start: Start) -> State:
+        """The start states of some rows at the start's time."""
+        out, run = {}, Run(seed, _START_STREAM)
+        for name, c in self.spec.items():
+            x0 = _cropped(start.state[name][index], c.shape, part.n_max).to(part.device)
+            x0 = x0.to(drawing.sampler.dtype) if x0.is_floating_point() else x0
+            site = part.at(name, c)
+            out[name] = c.path.corrupt(x0, start.t, site, run.handle(site, drawing.sampler.dtype)).z
+        return out
+
+    def costs(self, state: State, ctx: Context, chunks: Sequence[Sequence[int]], seed: int,
+              progress: Progress | None = None) -> Tensor:
+        """What the model holds against each sample of a state (core/bound.py), float64 [B]; less is likelier."""
+        denoiser, _ = self._keeping(self.denoiser.to("cpu", torch.float32), ctx, ())
+        out = torch.zeros(ctx.batch, dtype=torch.float64)
+        for number, rows in enumerate(chunks):
+            index = torch.as_tensor(rows, dtype=torch.int64)
+            part = _shortened(ctx.take(index), self.spec)
+            held = {name: _cropped(x[index], self.spec[name].shape, part.n_max) for name, x in state.items()}
+            out[index] = bound.cost(self.spec, denoiser, held, part, seed)
+            if progress is not None:
+                progress("Ranking", number + 1, len(chunks))
+        return out
 
     def draws(self, drawing: Drawing, ctx: Context, chunks: Sequence[Sequence[int]], seed: int,
               progress: Progress | None = None, skip: Sequence[int] = (),
-              watch: Callable[[Any], None] | None = None) -> Iterator[tuple[int, State]]:
+              watch: Callable[[Any], None] | None = None, start: Start | None = None) -> Iterator[tuple[int, State]]:
         """(chunk number, state) for each chunk that is not in `skip`; `watch` is called with the Loop after each step.
 
         A captured loop cannot be looked into: without `watch`, its progress is told by whole chunks.
@@ -188,7 +253,7 @@ class Model:
                     watch(loop)
 
             looked_at = watch is not None or (progress is not None and not drawing.graphed)
-            state = self.draw(drawing, ctx, rows, seed, on_step if looked_at else None)
+            state = self.draw(drawing, ctx, rows, seed, on_step if looked_at else None, start)
             done += len(rows)
             if progress is not None:
                 progress("Sampling", done, total)
@@ -207,7 +272,7 @@ class Model:
         self.agree(guidance, condition)
         ids = stack_ids(int(start), int(num))
         ctx = self.template(ids, seed, condition, options)
-        drawing = self.drawing(solver, steps, guidance, device, precision)
+        drawing = self.drawing(solver, steps, guidance, device, precision, ctx=ctx)
         chunks = self.chunks(ctx, chunk)
         states = dict(self.draws(drawing, ctx, chunks, seed, progress))
         return self.samples(join(states, chunks), ctx, seed, ids.tolist())
@@ -227,6 +292,22 @@ def join(states: Mapping[int, State], chunks: Sequence[Sequence[int]]) -> State:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _shortened(ctx: Context, spec: StateSpec) -> Context:
+    """The context with no more padding than its longest sample needs."""
+    if ctx.sizes is not None:
+        ctx.n_max = int(ctx.sizes.max())
+        ctx.known = {name: (_cropped(x0, spec[name].shape, ctx.n_max), _cropped(where, spec[name].shape, ctx.n_max))
+                     for name, (x0, where) in ctx.known.items()}
+    return ctx
+
+
+def _cropped(x: Tensor, shape: Sequence[int | str], n: int) -> Tensor:
+    """x [B, ...] with the axes of variable length cut to n."""
+    for axis, dim in enumerate(shape[: x.dim() - 1]):
+        x = x.narrow(axis + 1, 0, n) if dim == "N" else x
+    return x
 
 
 def _repad(x: Tensor, shape: Sequence[int | str], n: int) -> Tensor:

@@ -17,9 +17,11 @@ from scidiff.core.errors import UsageError
 from scidiff.core.objective import StandardObjective
 from scidiff.core.path import Linear, MarginalPath, Path, UniformPath
 from scidiff.core.path.categorical import CategoricalPath
+from scidiff.core.path.circular import CircularBelief
 from scidiff.core.path.wrapped import WrappedPath
 from scidiff.core.run import Run
 from scidiff.core.sampler import Sampler
+from scidiff.core.solvers.bayes import Bayes
 from scidiff.core.solvers.fixed import Fixed
 from scidiff.core.solvers.jump import Posterior
 from scidiff.core.space import Space
@@ -36,13 +38,15 @@ class Entrywise(nn.Module):
         self.parts = nn.ModuleDict()
         self.classes = {n: c.space.classes for n, c in spec.items() if c.space.categorical}  # type: ignore[attr-defined]
         for name, c in spec.items():
-            seen = c.path.classes(c.space) if isinstance(c.path, CategoricalPath) else self.classes.get(name, 1)
+            channels = 2 if isinstance(c.path, CircularBelief) else 1  # position and sharpness
+            seen = c.path.classes(c.space) if isinstance(c.path, CategoricalPath) else self.classes.get(name, channels)
             self.parts[name] = nn.Linear(seen + 1, self.classes.get(name, 1))
 
     def forward(self, features: dict[str, Tensor], t: Tensor, ctx: Context, previous: Any = None) -> dict[str, Tensor]:
         out = {}
         for name, part in self.parts.items():
-            x = features[name] if name in self.classes else features[name].unsqueeze(-1)
+            x = features[name]
+            x = x if name in self.classes or part.in_features == x.shape[-1] + 1 > 2 else x.unsqueeze(-1)
             clock = t.reshape(ctx.batch, -1).mean(-1).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
             y = part(torch.cat([x, clock.expand(*x.shape[:-1], 1)], -1))
             out[name] = y if name in self.classes else y.squeeze(-1)
@@ -196,9 +200,10 @@ def _check_template(domain: Domain) -> None:
         require(torch.equal(value, facts(ask(range(8)))[name]), f"{name} of a sample changes from call to call.")
 
 
-def _check_learning(spec: StateSpec, backbone: nn.Module, state: State, ctx: Context) -> None:
-    denoiser = NetworkDenoiser(spec, backbone)
-    loss, _ = StandardObjective(spec).loss(denoiser, (state, ctx), Run(0))
+def _check_learning(spec: StateSpec, backbone: nn.Module, state: State, ctx: Context,
+                    options: Mapping[str, Any] | None = None, clean: Mapping[str, float] | None = None) -> None:
+    denoiser = NetworkDenoiser(spec, backbone, **dict(options or {}))
+    loss, _ = StandardObjective(spec, clean=clean).loss(denoiser, (state, ctx), Run(0))
     require(torch.isfinite(loss), f"The loss of the first batch is {loss.item()}.")
     loss.backward()
     grads = [p.grad for p in backbone.parameters() if p.grad is not None]
@@ -208,7 +213,8 @@ def _check_learning(spec: StateSpec, backbone: nn.Module, state: State, ctx: Con
 
 def _check_sampling(domain: Domain, spec: StateSpec, backbone: nn.Module) -> None:
     """Two steps from the source, decoded, judged, measured and drawn; a sample alone is the sample among others."""
-    sampler = Sampler(spec, NetworkDenoiser(spec, backbone.eval()), Fixed(Posterior(), steps=2))
+    beliefs = {n: Bayes() for n, c in spec.items() if "posterior" not in c.path.kernels and "bayes" in c.path.kernels}
+    sampler = Sampler(spec, NetworkDenoiser(spec, backbone.eval()), Fixed(Posterior(), steps=2, methods=beliefs))
     ids = stack_ids(0, 6)
     ctx = domain.template(Request(ids, 0))
     state = sampler.run(ctx, seed=0).state
@@ -275,5 +281,6 @@ def check_configs(domain: Domain, statistics: Mapping[str, Any], state: State, c
     configured = {n: build(nodes[n] if n in nodes else nodes["default"]) for n in state}
     spec = state_spec(domain, statistics, configured)
     network = build({**domain.backbone_options(spec), **recipe["backbone"]})
-    _check_learning(spec, network, state, ctx)
+    _check_learning(spec, network, state, ctx, recipe["process"].get("denoiser"),
+                    domain.objective_options().get("clean"))
     return done

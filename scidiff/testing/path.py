@@ -151,7 +151,8 @@ def _check_loss(path: Path, site: Site, t: float, seed: int) -> None:
     noised = path.corrupt(x0, t, site, noise)
     features = path.features(noised.z, t, site)
     require(torch.isfinite(features).all(), f"The features at t = {t:.3g} are not finite.")
-    shape = (*noised.z.shape, site.space.classes) if site.space.categorical else noised.z.shape  # type: ignore[attr-defined]
+    # Networks predict data, whatever represents them on the way.
+    shape = (*x0.shape, site.space.classes) if site.space.categorical else x0.shape  # type: ignore[attr-defined]
     raw = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
     loss = path.loss(path.read(raw, noised.z, t, site, path.default_kind), x0, noised, t, site)
     require(loss.shape == (site.batch,) and torch.isfinite(loss).all(), f"The loss at t = {t:.3g} is not finite [B].")

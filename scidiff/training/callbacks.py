@@ -16,7 +16,7 @@ from typing import Any
 import lightning
 import torch
 
-from scidiff.core.errors import MissingLibrary
+from scidiff.core.errors import MissingLibrary, UsageError
 from scidiff.store import checkpoint
 from scidiff.training.cache import Cache
 
@@ -125,7 +125,12 @@ class Preview(lightning.Callback):
         denoiser = pl_module.denoiser
         solver = {**self.config["solver"], "steps": int(self.settings.get("steps", 25))}
         request = Request(stack_ids(0, int(self.settings["num"])), seed=0)
-        ctx = self.domain.template(request).to(pl_module.device)
+        try:
+            ctx = self.domain.template(request).to(pl_module.device)
+        except UsageError as refused:  # a model that makes nothing unless it is told what
+            sys.stderr.write(f"No previews during training: {refused}\n")
+            self.domain = None
+            return
         with torch.autocast(pl_module.device.type, enabled=False):
             result = Sampler(denoiser.spec, denoiser, build(solver)).run(ctx, seed=0)
         objects = self.domain.decode({k: v.cpu() for k, v in result.state.items()}, ctx.to("cpu"))

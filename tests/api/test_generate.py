@@ -167,3 +167,11 @@ def test_progress_is_told(draw, elsewhere):
     assert calls[0] == ("started", Path("run")) and calls[-1] == ("Sampling", 4, 4)
     done = [call[1] for call in calls[1:]]
     assert done == sorted(done) and len(set(done)) == 5
+
+
+def test_samples_are_ranked_by_what_the_model_holds_against_them(draw, table, tmp_path):
+    draw(tmp_path / "ranked", "sampling.num=5", "sampling.rank=true", "seed=1")
+    rows = sorted(table(tmp_path / "ranked"), key=lambda row: int(row["rank"]))
+    assert [int(row["rank"]) for row in rows] == [1, 2, 3, 4, 5]
+    order = [(row["valid"] != "True", float(row["cost"])) for row in rows]
+    assert order == sorted(order) and len({cost for _, cost in order}) == 5

@@ -54,6 +54,18 @@ def test_every_flag_of_generate_sets_what_its_help_names(calls, elsewhere):
     assert s["guidance"]["weight"] == 2.0
 
 
+def test_every_flag_of_crystals_sets_what_its_help_names(calls, elsewhere):
+    words = "generate crystal --formula NaCl --z 1,2,4 --elements Li,O --lattice 4.2 --like mp_20_open --poscar"
+    assert run([*words.split(), "--sites", "Ti 0 0 0; O .5 .5 0", "--start", "template", "--rank", "--num-atoms",
+                "4-12", "data.root=somewhere"]) == 0
+    (_, s), = calls
+    assert s["domain"]["name"] == "crystal"
+    assert s["domain"]["options"] == {"formula": "NaCl", "z": "1,2,4", "elements": "Li,O", "lattice": "4.2",
+                                      "like": "mp_20_open", "poscar": True, "sites": "Ti 0 0 0; O .5 .5 0"}
+    assert (s["sampling"]["start"], s["sampling"]["rank"], s["sampling"]["sizes"]) == ("template", True, [4, 12])
+    assert s["data"] == {"root": str(elsewhere / "somewhere")}
+
+
 def test_settings_win_over_flags(calls, elsewhere):
     assert run(["generate", "molecule", "-n", "5", "sampling.num=6"]) == 0
     assert calls[0][1]["sampling"]["num"] == 6
@@ -146,7 +158,7 @@ def test_fetch_prints_where_the_files_are(calls, elsewhere, capsys):
 
 @pytest.mark.parametrize("words, sentence", [
     (["generat"], "No such command 'generat'. Did you mean 'generate'?"),
-    (["generate"], "Name a domain (graph, medical, molecule) or a model with --from."),
+    (["generate"], "Name a domain (crystal, graph, medical, molecule) or a model with --from."),
     (["generate", "molecul"], "There is no domain named 'molecul'. Did you mean 'molecule' or 'medical'?"),
     (["generate", "molecule", "crystal"], "takes one domain"),
     (["generate", "molecule", "-n", "0"], "-n must be above 0, not 0."),

@@ -105,11 +105,11 @@ def test_data_and_models_of_another_domain(elsewhere, capsys):
     (folder / "salt.yaml").write_text("# Cooking salt.\nname: salt\ndomain: crystal\n")
     assert run(["train", "domain=molecule", "data=salt", "--out", "out"]) == 2
     assert "The data set 'salt' belongs to the domain crystal, not to 'molecule'. For molecule:" in complaint(capsys)
-    model = spoilt(elsewhere, lambda text: text.replace("name: molecule", "name: crystal"))
+    model = spoilt(elsewhere, lambda text: text.replace("name: molecule", "name: protein"))
     assert run(["generate", "molecule", "--from", str(model), "--out", "out"]) == 2
-    assert "makes objects of the domain 'crystal', not 'molecule'." in complaint(capsys)
+    assert "makes objects of the domain 'protein', not 'molecule'." in complaint(capsys)
     assert run(["generate", "--from", str(model), "--out", "out"]) == 1
-    assert "needs the domain 'crystal', which is not installed." in complaint(capsys)
+    assert "needs the domain 'protein', which is not installed." in complaint(capsys)
     assert not (elsewhere / "out").exists()
 
 

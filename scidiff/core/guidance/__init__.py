@@ -2,6 +2,7 @@
 
 from scidiff.core.guidance.clamp import Clamp
 from scidiff.core.guidance.classifier_free import ClassifierFree
+from scidiff.core.guidance.given import Given
 from scidiff.core.guidance.predictor import PredictorGuidance
 
-__all__ = ["Clamp", "ClassifierFree", "PredictorGuidance"]
+__all__ = ["Clamp", "ClassifierFree", "Given", "PredictorGuidance"]

@@ -75,6 +75,10 @@ class Path(ABC):
     def corrupt(self, x0: Tensor, t: Time, ctx: Site, noise: Noise, x1: Tensor | None = None) -> Corrupted:
         """A draw of x_t given x0 (and x1 for two-sided paths), t a float or [B]."""
 
+    def clean(self, x0: Tensor, ctx: Site) -> Tensor:
+        """Data as states at t = 0 in a batch of mixed times: what `corrupt` gives there."""
+        return x0
+
     def features(self, z: Tensor, t: Time, ctx: Site) -> Tensor:
         """What a network sees of z: z itself unless the representation differs (one-hot, belief mean)."""
         return z

@@ -89,6 +89,9 @@ class CategoricalBelief(Belief):
         eps = block(noise, "sender", (hot.shape[-1], self.draws)).to(noise.dtype) if self.steps else None
         return Corrupted(hidden(z, ctx).to(noise.dtype), eps)
 
+    def clean(self, x0: Tensor, ctx: Site) -> Tensor:
+        return hidden(CERTAIN * self._one_hot(x0, ctx), ctx)
+
     def features(self, z: Tensor, t: Time, ctx: Site) -> Tensor:
         """The probabilities of the belief [B, ..., K], one-hot for classes, zero on padding."""
         theta = torch.softmax(z, -1) if z.is_floating_point() else self._one_hot(z, ctx).to(torch.float32)

@@ -3,7 +3,8 @@
 The data are angles x = 2 pi (coordinate) / P, [B, N, ...] with the points along axis 1; the state is a belief with one
 more axis. Networks see [B, N, ..., 2]: the position of the belief in units of the period, and how sharp it is. Their
 raw kind "turn" is a displacement in units of the period: x_hat = position + turn, so that a network of differences
-alone predicts equivariantly.
+alone predicts equivariantly. A "scaled_turn" counts in units of the belief's width, a number of order one at all times
+(of `PlanarBelief`, whose time tells the width: sigma radians).
 
 Where all shifts of a sample are equally likely, x is known up to one common shift phi per axis. With the belief of each
 entry written as a phasor b_j (x_j given b_j is von Mises with mean arg b_j and concentration |b_j|),
@@ -41,6 +42,7 @@ from scidiff.core.path.belief import (
     precision_gain,
     uncoupled,
 )
+from scidiff.core.path.gaussian import fit_to
 from scidiff.core.path.von_mises import resultant
 
 if TYPE_CHECKING:
@@ -74,6 +76,10 @@ class CircularBelief(Belief):
 
     kinds: ClassVar[frozenset[str]] = frozenset({"data", "turn"})
     default_kind: ClassVar[str] = "turn"
+
+    def turn(self, raw: Tensor, t: Time, kind: str) -> Tensor:
+        """A raw prediction as a displacement in units of the period."""
+        return raw
 
     target: str = "fixed"
     error: str = "cosine"
@@ -129,7 +135,8 @@ class CircularBelief(Belief):
 
     def read(self, raw: Tensor, z: Tensor, t: Time, ctx: Site, kind: str) -> Prediction:
         self.accept(kind)
-        if kind == "turn":
+        if kind != "data":
+            raw = self.turn(raw, t, kind)
             where = z if self._clean(z, ctx) else self.shown(z, t, ctx)[0]
             raw = ctx.space.wrap(where.to(raw.dtype) + raw * ctx.space.period)  # type: ignore[attr-defined]
         return Prediction("data", hidden(raw, ctx), self, z, t, ctx)
@@ -167,6 +174,8 @@ class PlanarBelief(CircularBelief):
     """The circle in the plane; sigma_1 is the standard deviation (radians) of the last belief, `steps` the sightings
     of the loss (0: continuous time)."""
 
+    kinds: ClassVar[frozenset[str]] = CircularBelief.kinds | {"scaled_turn"}
+
     target: str = "mean"
     sigma_1: float = SIGMA_1
     steps: int = 0
@@ -180,6 +189,9 @@ class PlanarBelief(CircularBelief):
         """The flow of each coordinate of the plane."""
         return vars(self)["_flow"]
 
+    def turn(self, raw: Tensor, t: Time, kind: str) -> Tensor:
+        return raw * fit_to(self.plane.coefficients(t).sigma, raw) if kind == "scaled_turn" else raw
+
     def source(self, ctx: Site, noise: Noise) -> Tensor:
         """No evidence: standard normal in the plane, every direction alike."""
         if ctx.given_source is not None:
@@ -192,6 +204,9 @@ class PlanarBelief(CircularBelief):
         if isinstance(t, Tensor):
             return torch.where(per_sample(t, u) <= 0.0, per_sample(k.alpha, u) * u, z)
         return k.alpha * u if t <= 0.0 else z
+
+    def clean(self, x0: Tensor, ctx: Site) -> Tensor:
+        return hidden(self.plane.coefficients(0.0).alpha * unit(self.angles(x0, ctx)), ctx)
 
     def shown(self, z: Tensor, t: Time, ctx: Site) -> tuple[Tensor, Tensor]:
         alpha = per_sample(self.plane.coefficients(t).alpha, z[..., 0])

@@ -118,6 +118,10 @@ class VonMisesBelief(CircularBelief):
         belief = torch.where(count == 0, self._edge(x, 0, ctx, noise, tag), belief)
         return torch.where(per_sample(t, belief) <= 0.0, self._edge(x, self.steps, ctx, noise, tag), belief)
 
+    def clean(self, x0: Tensor, ctx: Site) -> Tensor:
+        return hidden(torch.stack([self.coordinates(self.angles(x0, ctx), ctx), torch.full_like(x0, self.final)], -1),
+                      ctx)
+
     def _edge(self, x: Tensor, count: int, ctx: Site, noise: Noise, tag: str) -> Tensor:
         """The flat prior (count 0), or certainty: x itself with the final concentration."""
         m = noise.uniform(f"{tag}/prior") * TURN if count == 0 else x

@@ -36,9 +36,8 @@ class CrystalDomain(Domain):
 
     name: ClassVar[str] = "crystal"
     title: ClassVar[str] = "Inorganic crystals"
-    requires: ClassVar[dict[str, str]] = {"pymatgen": "pip install 'scidiff[crystal]'",
-                                          "spglib": "pip install 'scidiff[crystal]'",
-                                          "ase": "pip install 'scidiff[crystal]'"}
+    requires: ClassVar[dict[str, str]] = {"pymatgen": "pip install pymatgen", "spglib": "pip install spglib",
+                                          "ase": "pip install ase"}
     extensions: ClassVar[tuple[str, ...]] = (".cif", ".extxyz", ".vasp", ".npz", ".zip")
 
     def __init__(self, elements: Sequence[str] = (), n_max: int = 0, sizes: Sequence[float] = (),
@@ -155,7 +154,9 @@ class CrystalDomain(Domain):
     def decode(self, state: State, ctx: Context) -> list[Structure]:
         if ctx.sizes is None:
             raise UsageError("A crystal state cannot be decoded without its sizes.")
-        found = self.codec.decode(state, ctx.sizes)
+        from scidiff.domains.crystal import rows
+
+        found = rows.named(self.codec.decode(state, ctx.sizes), ctx)
         for structure in found if ctx.meta.get("poscar") else ():
             structure.properties["poscar"] = True
         return found
@@ -165,6 +166,17 @@ class CrystalDomain(Domain):
         from scidiff.domains.crystal.request import context
 
         return context(request, self.codec, self.sizes, self.task)
+
+    def restrained(self, denoiser: Any, ctx: Context) -> Any:
+        """Only the elements that are asked for."""
+        from scidiff.domains.crystal.guidance import AllowedElements
+        from scidiff.domains.crystal.request import ALLOWED
+
+        return AllowedElements(denoiser) if ALLOWED in ctx.meta else denoiser
+
+    def objective_options(self) -> dict[str, Any]:
+        """How often the network is shown the composition: always, never, or to half of the samples (task)."""
+        return {"clean": {"types": {"csp": 1.0, "dng": 0.0, "both": 0.5}[self.task]}}
 
     def compositions(self, objects: Sequence[Structure], ids: Tensor) -> Context:
         """The context of samples `ids` that predict structures of the compositions of given crystals."""
@@ -183,10 +195,25 @@ class CrystalDomain(Domain):
 
         return metrics(objects, verdicts, reference, seed)
 
-    def reference(self, name: str) -> Reference:
+    def start(self, kind: str, ctx: Context, data: str, root: str | Path | None = None) -> tuple[State, Tensor]:
+        """The template of each sample's composition among the training crystals (start.py)."""
+        from scidiff.domains.crystal.start import templates
+
+        if kind != "template":
+            raise UsageError(f"Crystals do not start from {kind!r}.", nearest(kind, ("template",)))
+        return templates(ctx, self.codec, data, root)
+
+    def ranking(self, objects: Sequence[Structure], verdicts: Sequence[Verdict],
+                costs: Sequence[float]) -> list[dict[str, Any]]:
+        """Ranks within each reduced formula, by the model's cost per atom."""
+        from scidiff.domains.crystal.files import ranking
+
+        return ranking(objects, verdicts, costs)
+
+    def reference(self, name: str, root: str | Path | None = None) -> Reference:
         from scidiff.domains.crystal.reference import find
 
-        return find(name)
+        return find(name, root)
 
     def view(self, objects: Sequence[Structure], verdicts: Sequence[Verdict], ids: Sequence[str],
              reference: Reference | None = None) -> dict[str, str | bytes]:
@@ -235,5 +262,6 @@ class CrystalDomain(Domain):
             "elements": "only these elements: Li,O,P,Fe",
             "lattice": "fixed cell: a,b,c,alpha,beta,gamma in Angstrom and degrees",
             "sites": "fixed atoms: 'Ti 0.5 0.5 0.5; O 0.5 0.5 0' in fractional coordinates",
+            "like": "predict the compositions of this data set, file or folder (split=test, root=folder of its files)",
             "poscar": "true writes POSCAR files as well",
         }

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from scidiff.domains.crystal.reference import Reference
 
-INSTALL = "pip install matminer"
+INSTALL = 'pip install "scidiff[crystal-eval]"'
 CUTOFFS = {"mp_20": (0.4, 10.0), "perov_5": (0.2, 4.0), "carbon_24": (0.2, 4.0)}
 """Beginning of the data set's name -> (delta_s, delta_c); other sets take those of MP-20."""
 _BLOCK = 512

@@ -28,7 +28,8 @@ WHOLE = 1e-2  # a site occupied by less than 1 - WHOLE is partially occupied
 @dataclass(frozen=True)
 class Entry:
     """One crystal: atomic numbers [n], fractional coordinates [n, 3], cell [3, 3] in Angstrom; reason: why it cannot be
-    used (empty: it can); about: further numbers of it (energies, gaps) by name."""
+    used (empty: it can); about: further numbers of it (energies, gaps) by name, and for a prediction the `material_id`
+    of the row that it predicts."""
 
     where: str
     name: str = ""
@@ -44,7 +45,8 @@ class Entry:
         """The native object; coordinates in [0, 1)."""
         from scidiff.domains.crystal.codec import build
 
-        named = {"id": self.name} if self.name else {}
+        name = self.about.get("material_id") or self.name
+        named = {"id": name} if name else {}
         return build(self.numbers, np.mod(self.frac, 1.0), self.matrix, **named, **self.about)
 
 

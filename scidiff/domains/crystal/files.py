@@ -34,10 +34,11 @@ def write_samples(samples: Samples, folder: Path) -> list[Path]:
     not at all."""
     rows = samples.table()
     drawn = [(s, row) for s, row in zip(samples.objects, rows, strict=True) if buildable(s)]
-    told = ("id", "seed", "valid", "reason", "formula", "space_group")
+    told = ("id", "seed", "valid", "reason", "rank", "material_id", "formula", "space_group")
+    frames = [xyz.frame(s, {k: row[k] for k in told if k in row}) for s, row in drawn]
     written_files = [
         atomic.write_table(folder / "samples.csv", rows),
-        atomic.write_text(folder / RUN_FILE, "".join(xyz.frame(s, {k: row[k] for k in told}) for s, row in drawn)),
+        atomic.write_text(folder / RUN_FILE, "".join(frames)),
     ]
     for kind, suffix, text in (("cif", "cif", as_cif), (POSCAR, "vasp", as_poscar)):
         wanted = [(s, row) for s, row in drawn if kind == "cif" or s.properties.get(POSCAR)]
@@ -95,6 +96,8 @@ def table(structures: Sequence[Structure], verdicts: Sequence[Verdict]) -> list[
 
 def _row(structure: Structure, valid: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"formula": formula(structure), "num_atoms": len(structure)}
+    if "material_id" in structure.properties:
+        row["material_id"] = structure.properties["material_id"]
     row |= dict.fromkeys(("space_group", "space_group_number", "density_g_per_cm3", "volume_per_atom_A3"), "")
     if valid:
         group, number = space_group(structure)
@@ -102,6 +105,19 @@ def _row(structure: Structure, valid: bool) -> dict[str, Any]:
                 "density_g_per_cm3": round(density(structure), 4),
                 "volume_per_atom_A3": round(structure.volume / len(structure), 4)}
     return row
+
+
+def ranking(structures: Sequence[Structure], verdicts: Sequence[Verdict],
+            costs: Sequence[float]) -> list[dict[str, Any]]:
+    """rank within the reduced formula (1: best; valid ones first) and cost per atom of each crystal."""
+    each = [cost / max(len(s), 1) for cost, s in zip(costs, structures, strict=True)]
+    order = sorted(range(len(structures)), key=lambda i: (not verdicts[i].valid, each[i], i))
+    seen: dict[str, int] = {}
+    ranks = {}
+    for i in order:
+        name = formula(structures[i])
+        ranks[i] = seen[name] = seen.get(name, 0) + 1
+    return [{"rank": ranks[i], "cost_per_atom": round(each[i], 4)} for i in range(len(structures))]
 
 
 def space_group(structure: Structure, symprec: float = SYMPREC) -> tuple[str, int]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pymatgen.analysis.phase_diagram import PhaseDiagram
     from pymatgen.core import Composition, Structure
 
-INSTALL = "pip install chgnet"
+INSTALL = 'pip install "scidiff[chgnet]"'
 STABLE, METASTABLE = 0.0, 0.1  # eV / atom
 _ROUNDING = 1e-9
 

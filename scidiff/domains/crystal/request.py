@@ -8,6 +8,7 @@
     lattice   a, b, c [Angstrom], alpha, beta, gamma [degrees]; or a, b, c; or a of a cube; or nine numbers:
               `ctx.known["lattice"]`
     sites     "Ti 0 0 0; O 0.5 0 0": the first atoms and where they stand, `ctx.known` of types and frac
+    like      a data set, file or folder whose compositions are predicted, with split and root (rows.py)
     poscar    true: POSCAR files as well
 
 Clamps are carried out by core/guidance/clamp.py. What is asked depends on (seed, id) alone.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from scidiff.domains.base import Request
 
 SIZES = Sizes("num_atoms", "atoms", ("5", "4-12"), "crystal.size")
-OPTIONS = (*SIZES.names, "formula", "z", "elements", "lattice", "sites", "poscar")
+OPTIONS = (*SIZES.names, "formula", "z", "elements", "lattice", "sites", "poscar", "like", "split", "root")
 ALLOWED = "allowed_types"
 _Z_TAG = "crystal.z"
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -65,6 +66,8 @@ def context(request: Request, codec: CrystalCodec, histogram: Sequence[float], t
             raise UsageError(f"Crystals are generated without an option {key!r}.", nearest(key, OPTIONS))
     wish = {key: value for key, value in request.options.items() if value not in (None, "")}
     _possible(wish, task)
+    if "like" in wish:
+        return _alike(request, wish, codec)
     held = sites(wish["sites"]) if "sites" in wish else []
     for name, _ in held:
         _known_element(name, codec)
@@ -95,12 +98,22 @@ def context(request: Request, codec: CrystalCodec, histogram: Sequence[float], t
     return Context(request.ids, sizes, codec.n_max, known=ctx_known, meta=meta)
 
 
+def _alike(request: Request, wish: dict[str, Any], codec: CrystalCodec) -> Context:
+    from scidiff.domains.crystal import rows
+
+    other = next((key for key in wish if key not in ("like", "split", "root", "poscar")), None)
+    if other is not None:
+        raise UsageError(f"The rows of {wish['like']} already say what is predicted.", f"Leave {other} out.")
+    ctx = rows.context(request, str(wish["like"]), codec)
+    return replace(ctx, meta={**ctx.meta, **({"poscar": True} if wish.get("poscar") else {})})
+
+
 def _possible(wish: dict[str, Any], task: str) -> None:
     """UsageError where options contradict each other, or the model was trained for another task."""
-    if "formula" in wish and task == "dng":
+    if ("formula" in wish or "like" in wish) and task == "dng":
         raise UsageError("This model makes crystals of compositions of its own and was not trained for a given one.",
                          "Leave formula out, or take a model of the task csp or both.")
-    if "formula" not in wish and task == "csp":
+    if "formula" not in wish and "like" not in wish and task == "csp":
         raise UsageError("This model predicts the structure of a given composition.", "Name one, such as formula=NaCl.")
     if "formula" in wish and "elements" in wish:
         raise UsageError("A formula already says which elements there are.", "Give a formula or elements, not both.")

@@ -89,7 +89,8 @@ def _frame(comment: str, rows: Sequence[str], place: str, fallback: str) -> Entr
     if not abs(float(np.linalg.det(matrix))) > 0:
         return broken(place, "its cell has no volume", name)
     frac = np.array(places, dtype=np.float64).reshape(-1, 3) @ np.linalg.inv(matrix)
-    return Entry(place, name, numbers, frac, matrix)
+    row = fields.get("material_id") if "id" in fields else None
+    return Entry(place, name, numbers, frac, matrix, about={"material_id": row} if row else {})
 
 
 def _columns(properties: str) -> tuple[int | None, int | None]:

@@ -45,7 +45,7 @@ def test_it_conforms():
     pytest.importorskip("pymatgen.core", reason="pymatgen is not installed")
     from scidiff.testing import check_domain
 
-    fitted = check_domain(CrystalDomain, configs=False)
+    fitted = check_domain(CrystalDomain)
     assert fitted.n_max == 6 and sum(fitted.sizes) == 12 and fitted.elements[0] == "C"
 
 
