@@ -45,6 +45,7 @@ def test_01_samples_a_mixture(tmp_path):
     assert (tmp_path / "mixture.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_02_trains_on_molecules_of_ones_own(tmp_path):
     pytest.importorskip("rdkit", reason="molecules need rdkit")
     assert "are valid" in run("02_train_on_my_molecules.py", tmp_path)
@@ -83,6 +84,7 @@ def test_05_forecasts_a_field(tmp_path):
     assert (tmp_path / "runs/field/rollout.nc").is_file()
 
 
+@pytest.mark.slow
 def test_06_reads_a_property_and_spots_what_is_not_real(tmp_path):
     pytest.importorskip("torch_geometric", reason="scoring graphs needs torch_geometric")
     shown = run("06_score_graphs.py", tmp_path)

@@ -48,7 +48,7 @@ def call(verb: str, settings: dict[str, Any]) -> None:
                 f"Interrupted; what is finished lies in {folder}.", f"Continue with: scidiff {verb} --resume {folder}"
             ) from stop
     folder = getattr(result, "folder", None) or progress.folder
-    rows = getattr(result, "summary", None) or {}
+    rows: Any = getattr(result, "summary", None) or {}
     feedback.summary(f"scidiff {verb}", rows() if callable(rows) else rows, folder, _following(verb, settings, folder))
 
 
@@ -232,7 +232,7 @@ def is_released(what: str) -> bool:
 def converted(file: str, out: str, words: Sequence[str], force: bool) -> None:
     """`scidiff copy FILE.pth OUT`."""
     one_path("copy", [file])
-    settings = dict(word.partition("=")[::2] for word in words)
+    settings = {key: value for key, _, value in (word.partition("=") for word in words)}
     for key in settings:
         if not key.startswith("data.") or not settings[key]:
             raise UsageError(f"'copy' of a weight file has no setting {key!r}.", "It takes data.root or data.path.")
