@@ -62,3 +62,15 @@ def test_nothing_but_itself_and_unknown_keys() -> None:
     assert keys_of(references.collect({}, extra=["fcd"])) == ["scidiff", "fcd"]
     with pytest.raises(UsageError, match="'defog'"):
         references.collect({"references": ["defogg"]})
+
+
+def test_a_reconstruction_cites_its_solver_projector_and_data() -> None:
+    config = {
+        "domain": {"name": "medical"},
+        "data": {"name": "ct_body"},
+        "operator": {"_target_": "scidiff.domains.medical.operators.ct.ParallelCT"},
+        "posterior": {"method": {"_target_": "scidiff.core.posterior.consistency.DDS"}},
+    }
+    found = set(keys_of(references.collect(config)))
+    assert {"dds", "joseph", "lidc_idri", "tcia", "totalsegmentator"} <= found
+    assert not {"dps", "diffpir", "ddnm", "lesjak_longitudinal", "soft_tissue_sarcoma"} & found
