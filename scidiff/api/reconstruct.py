@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scidiff.api.deliver import deliver, figure
-from scidiff.api.rollout import Lazily
+from scidiff.api.folder import folder_of
 from scidiff.api.settings import (
     Outcome,
     Progress,
@@ -15,22 +15,20 @@ from scidiff.api.settings import (
     agreed_model,
     device_of,
     lasting,
-    same_model,
+    recipe_of,
     settings_of,
-    started,
-    typed,
 )
 from scidiff.core.errors import UsageError
 
 if TYPE_CHECKING:
     from scidiff.domains.base import Samples
     from scidiff.domains.model import Model
-    from scidiff.store.run import RunFolder
 
 FILES = ("input", "sinogram", "geometry", "kspace")
 DECISIVE = (*FILES, "operator", "noise", "simulation", "posterior", "volume", "frame", "reading", "size", "force",
             "seed", "condition", "precision")
-"""Settings that decide a reconstruction, besides `sampling`."""
+INSIDE = ("num", "steps")
+"""Settings that decide a reconstruction, by themselves and in `sampling`."""
 LINES = 9
 """Figures that are told at the end, at most: the first ones of the domain."""
 
@@ -42,12 +40,9 @@ def reconstruct(settings: Settings, progress: Progress | None = None) -> Outcome
     when it is interrupted, and `resume` continues to the same result as that of an uninterrupted run.
     """
     from scidiff.domains import load_domain
-    from scidiff.domains.model import pick_device
-    from scidiff.store.run import RunFolder, free, open_existing
 
     config = settings_of("reconstruct", settings)
-    about, resume = config.get("domain") or {}, config.get("resume")
-    domain = load_domain(about.get("name", ""))
+    domain = load_domain((config.get("domain") or {}).get("name", ""))
     offered = getattr(domain, "reconstruct", None)
     if offered is None:
         raise UsageError(f"The domain {domain.name!r} does not offer 'reconstruct'.")
@@ -60,24 +55,7 @@ def reconstruct(settings: Settings, progress: Progress | None = None) -> Outcome
     domain = domain if model is None else model.domain
     name = model.name if model is not None else _method(config)
     kept = _kept(config, model)
-    earlier = open_existing(resume) if resume else None
-    if earlier is not None:
-        if model is not None:
-            same_model(earlier, model)
-        _same_settings(earlier, kept)
-    elif config.get("out"):
-        free(config["out"])
-
-    def make() -> RunFolder:
-        run = RunFolder.create("reconstruct", name, ask["seed"], kept, out=config.get("out"),
-                               command=typed("reconstruct", settings), device=str(pick_device(device)),
-                               cite=list(((model.config if model else {}).get("data") or {}).get("references", ())))
-        started(progress, run.path)
-        return run
-
-    if earlier is not None:
-        started(progress, earlier.path)
-    store = Lazily(make, earlier)
+    store = folder_of("reconstruct", name, settings, config, kept, model, DECISIVE, INSIDE, device, progress)
     samples: Samples = domain.reconstruct(model, ask, store, progress)  # type: ignore[attr-defined]
     title = f"{samples.meta.get('method', 'Reconstruction')} of {Path(str(_source(config))).name}"
     made = deliver(store.open(), model, samples, config, title, progress)
@@ -139,21 +117,9 @@ def _kept(config: Mapping[str, Any], model: Model | None) -> dict[str, Any]:
         if place is not None and place.exists():
             kept[key] = str(place.absolute())
     if model is not None:
-        recipe = ("experiment", "domain", "data", "spec", "backbone", "denoiser", "objective", "weights_sha256")
         kept["from"] = lasting(config.get("from"), model)
-        kept["model"] = {k: model.config[k] for k in recipe if k in model.config}
+        kept["model"] = recipe_of(model)
     return kept
-
-
-def _same_settings(run: RunFolder, kept: Mapping[str, Any]) -> None:
-    """UsageError where a run would be continued with other settings than it began with."""
-    before = run.config
-    pairs = [(key, before.get(key), kept.get(key)) for key in DECISIVE]
-    pairs += [(f"sampling.{k}", before.get("sampling", {}).get(k), kept["sampling"].get(k)) for k in ("num", "steps")]
-    for key, old, new in pairs:
-        if (old or None) != (new or None):
-            raise UsageError(f"The run {run.path} was begun with {key}={old}, not {new}.",
-                             "Continue it with its own settings.")
 
 
 def _summary(samples: Samples) -> dict[str, str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scidiff.api.deliver import deliver, figure
+from scidiff.api.folder import folder_of
 from scidiff.api.settings import (
     Outcome,
     Progress,
@@ -14,44 +15,18 @@ from scidiff.api.settings import (
     agreed_model,
     device_of,
     resolved,
-    same_model,
     settings_of,
-    started,
-    typed,
 )
 from scidiff.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from scidiff.domains.base import Samples
-    from scidiff.store.run import RunFolder
 
 HORIZON = "correlation time 0.8"
 """The figure that is told first, where a domain has it."""
 DECISIVE = ("equation", "init", "seed", "condition", "guidance", "solver", "precision")
-"""Settings that decide a forecast, besides `sampling`."""
-
-
-class Lazily:
-    """A run folder that is made when the first part is written: an impossible request leaves nothing behind."""
-
-    def __init__(self, make: Callable[[], RunFolder], existing: RunFolder | None = None) -> None:
-        self._make, self._run = make, existing
-
-    def open(self) -> RunFolder:
-        if self._run is None:
-            self._run = self._make()
-        return self._run
-
-    def has_part(self, name: str) -> bool:
-        return self._run is not None and self._run.has_part(name)
-
-    def write_part(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None) -> Path:
-        return self.open().write_part(name, tensors, notes)
-
-    def read_part(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return self.open().read_part(name)
+INSIDE = ("num", "length", "trajectories", "truth", "chunk", "steps")
+"""Settings that decide a forecast, by themselves and in `sampling`."""
 
 
 def rollout(settings: Settings, progress: Progress | None = None) -> Outcome:
@@ -61,11 +36,9 @@ def rollout(settings: Settings, progress: Progress | None = None) -> Outcome:
     `resume` continues it with the same forecasts as an uninterrupted run.
     """
     from scidiff.domains import load_domain
-    from scidiff.domains.model import pick_device
-    from scidiff.store.run import RunFolder, free, open_existing
 
     config = settings_of("rollout", settings)
-    source, resume = model_for(config), config.get("resume")
+    source = model_for(config)
     model = None if source is None else agreed_model(source, config)
     domain = load_domain((config.get("domain") or {}).get("name", "")) if model is None else model.domain
     offered = getattr(domain, "rollout", None)
@@ -89,23 +62,7 @@ def rollout(settings: Settings, progress: Progress | None = None) -> Outcome:
     # A run is resumed from elsewhere too.
     init = str(Path(ask["init"]).expanduser().absolute()) if ask["init"] else None
     kept = resolved({**config, "from": source, "init": init}, model)
-    earlier = open_existing(resume) if resume else None
-    if earlier is not None:
-        same_model(earlier, model)
-        _same_settings(earlier, kept)
-    elif config.get("out"):
-        free(config["out"])  # before the reference is solved, not after
-
-    def make() -> RunFolder:
-        run = RunFolder.create("rollout", model.name, ask["seed"], kept, out=config.get("out"),
-                               command=typed("rollout", settings), device=str(pick_device(device)),
-                               cite=list((model.config.get("data") or {}).get("references", ())))
-        started(progress, run.path)
-        return run
-
-    if earlier is not None:
-        started(progress, earlier.path)
-    store = Lazily(make, earlier)
+    store = folder_of("rollout", model.name, settings, config, kept, model, DECISIVE, INSIDE, device, progress)
     samples: Samples = offered(model, ask, store, progress)
     made = deliver(store.open(), model, samples, config, f"{len(samples)} rollouts of {model.name}", progress)
     made.summary = {**_summary(samples), **made.summary}
@@ -131,18 +88,6 @@ def model_for(config: Mapping[str, Any]) -> str | None:
         if (options.get("equation") or {}).get("name") == wanted:
             return name
     return None
-
-
-def _same_settings(run: RunFolder, kept: Mapping[str, Any]) -> None:
-    """UsageError where a run would be continued with other settings than it began with."""
-    before = run.config
-    pairs = [(key, before.get(key), kept.get(key)) for key in DECISIVE]
-    inside = ("num", "length", "trajectories", "truth", "chunk", "steps")
-    pairs += [(f"sampling.{k}", before.get("sampling", {}).get(k), kept["sampling"].get(k)) for k in inside]
-    for key, old, new in pairs:
-        if (old or None) != (new or None):
-            raise UsageError(f"The run {run.path} was begun with {key}={old}, not {new}.",
-                             "Continue it with its own settings.")
 
 
 def _summary(samples: Samples) -> dict[str, str]:

@@ -83,9 +83,14 @@ def resolved(config: Mapping[str, Any], model: Model) -> dict[str, Any]:
     from scidiff.domains.model import merged_solver
 
     solver = merged_solver(model.config["solver"], config.get("solver"), config["sampling"].get("steps"))
+    return {**config, "from": lasting(config.get("from"), model), "resume": None, "solver": solver,
+            "model": recipe_of(model)}
+
+
+def recipe_of(model: Model) -> dict[str, Any]:
+    """What a run folder keeps of its model."""
     kept = ("experiment", "domain", "data", "spec", "backbone", "denoiser", "objective", "weights_sha256")
-    recipe = {k: model.config[k] for k in kept if k in model.config}
-    return {**config, "from": lasting(config.get("from"), model), "resume": None, "solver": solver, "model": recipe}
+    return {k: model.config[k] for k in kept if k in model.config}
 
 
 def lasting(source: str | None, model: Model) -> str | None:
